@@ -1,0 +1,69 @@
+"""Is signed intent acceptable in time? (protocol section 2.6, steps 9 and 10; promises S2 and S8)
+
+A wall clock may lie in both directions, so age is never taken from it alone: intent is at least as old as it was when
+first seen plus the running time since, and what was once found stale stays stale whatever the clock says later.
+"""
+
+from state_machine.state import Known, SeenIntent
+from state_machine.values import CLOCK_SLACK_MS, Channel, Reason, SteadyMs, WallMs
+
+
+def age_verdict(signed_at: WallMs, now: WallMs, window_ms: int) -> Reason | None:
+    """`STALE`, `FUTURE_DATED` or None, from one reading of the clock. For readers without memory, such as a CLI."""
+    if now - signed_at > window_ms + CLOCK_SLACK_MS:
+        return Reason.STALE
+    if signed_at - now > CLOCK_SLACK_MS:
+        return Reason.FUTURE_DATED
+    return None
+
+
+def window_ms(known: Known, seen: SeenIntent) -> int:
+    """The channel's signed window, narrowed by the operator's cap if there is one."""
+    window_s, cap_s = seen.intent.freshness_window_s, known.settings.freshness_cap_s
+    return 1000 * (window_s if cap_s is None else min(window_s, cap_s))
+
+
+def age_ms(seen: SeenIntent, wall: WallMs, steady: SteadyMs) -> int:
+    """How old the signature is at least."""
+    by_wall = wall - seen.intent.signed_at
+    by_running_time = seen.seen_wall - seen.intent.signed_at + steady - seen.seen_steady
+    return max(by_wall, by_running_time)
+
+
+def is_marked_stale(known: Known, seen: SeenIntent) -> bool:
+    """The intent was once found stale, or a newer one of its channel was (S8)."""
+    return seen.intent.signed_at <= known.stale_through.get(seen.intent.channel, -1)
+
+
+def freshness_left_ms(known: Known, seen: SeenIntent, wall: WallMs, steady: SteadyMs) -> int:
+    """Time until the intent is stale; negative when it is."""
+    if is_marked_stale(known, seen):
+        return -1
+    return window_ms(known, seen) + CLOCK_SLACK_MS - age_ms(seen, wall, steady)
+
+
+def is_superseded(known: Known, channel: Channel, signed_at: WallMs) -> bool:
+    """A newer manifest of the channel has been accepted (S2)."""
+    return signed_at < known.newest_signed.get(channel, signed_at)
+
+
+def clock_is_behind(known: Known, wall: WallMs) -> bool:
+    """The clock reads earlier than an instant at which a trusted key has signed, by more than the slack (S8)."""
+    newest = known.newest_signature
+    return newest is not None and wall < newest - CLOCK_SLACK_MS
+
+
+def time_verdict(known: Known, seen: SeenIntent, wall: WallMs, steady: SteadyMs) -> Reason | None:
+    """Why the intent may not be acted on at this moment, or None.
+
+    Future-dated comes first: intent from the future must not leave a mark that makes honest intent look old.
+    """
+    if clock_is_behind(known, wall):
+        return Reason.CLOCK_BEHIND
+    if seen.intent.signed_at - wall > CLOCK_SLACK_MS:
+        return Reason.FUTURE_DATED
+    if is_superseded(known, seen.intent.channel, seen.intent.signed_at):
+        return Reason.SUPERSEDED
+    if freshness_left_ms(known, seen, wall, steady) < 0:
+        return Reason.STALE
+    return None

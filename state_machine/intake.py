@@ -1,0 +1,387 @@
+"""What the control plane says, weighed: intent, dispatches, rollback wishes, snapshots (promises S1, S2, S3, S8, S9).
+
+Nothing here trusts the sender. A dispatch is a hint to look at signed intent; it is held until that intent is in
+hand, then passes the checks of `REQUIREMENTS` in order. A new requirement is one function and one row.
+"""
+
+from collections.abc import Callable
+from typing import Final
+
+import attrs
+
+from state_machine import activation, schedule
+from state_machine.actions import Abandon, FetchIntent
+from state_machine.events import (
+    DispatchKind,
+    DispatchReceived,
+    IntentRefused,
+    IntentVerified,
+    Snapshot,
+    SnapshotsReceived,
+    VerifiedIntent,
+)
+from state_machine.facts import ActivationFailed, DispatchAck, DispatchReject, RollbackRequested, TargetRefused
+from state_machine.freshness import freshness_left_ms, time_verdict
+from state_machine.lifecycle import HostRollout, opened
+from state_machine.state import HeldDispatch, Known, Realising, SeenIntent, Tracked
+from state_machine.turn import Turn, without
+from state_machine.values import (
+    Closure,
+    Phase,
+    Reason,
+    RolloutId,
+    SteadyMs,
+    WallMs,
+    is_closure,
+    is_rollout_id,
+)
+
+INTENTS_KEPT: Final = 8
+TRACKED_KEPT: Final = 32
+REJECT_REPEAT_MS: Final = 60_000
+"""A dispatch that keeps coming back is rejected on the record once in this time; in between it is only counted."""
+
+Refusal = tuple[Reason, str]
+Requirement = Callable[[Known, HeldDispatch, SeenIntent, WallMs, SteadyMs], Refusal | None]
+
+
+def _names_this_target(
+    known: Known, held: HeldDispatch, seen: SeenIntent, wall: WallMs, now: SteadyMs
+) -> Refusal | None:
+    if seen.intent.target is None:
+        return Reason.MANIFEST_MISMATCH, f"the manifest does not name {known.settings.machine_id}"
+    if seen.intent.target != held.target:
+        return Reason.MANIFEST_MISMATCH, f"the manifest gives this host {seen.intent.target}, not {held.target}"
+    return None
+
+
+def _in_time(known: Known, held: HeldDispatch, seen: SeenIntent, wall: WallMs, now: SteadyMs) -> Refusal | None:
+    reason = time_verdict(known, seen, wall, now)
+    return None if reason is None else (reason, time_detail(reason, known, seen, wall))
+
+
+def _not_quarantined(known: Known, held: HeldDispatch, seen: SeenIntent, wall: WallMs, now: SteadyMs) -> Refusal | None:
+    entry = known.quarantine.get(held.target)
+    return None if entry is None else (Reason.QUARANTINED, f"rolled back in {entry.rollout_id}: {entry.why}")
+
+
+REQUIREMENTS: Final[tuple[Requirement, ...]] = (_names_this_target, _in_time, _not_quarantined)
+"""What must hold at the moment of a decision to switch (S1, S2, S3, S8), in this order."""
+
+
+def time_detail(reason: Reason, known: Known, seen: SeenIntent, wall: WallMs) -> str:
+    """A sentence for a person: what the clocks say about the signature."""
+    age_s = (wall - seen.intent.signed_at) // 1000
+    match reason:
+        case Reason.CLOCK_BEHIND:
+            behind_s = ((known.newest_signature or wall) - wall) // 1000
+            return f"the host's clock is {behind_s} s behind the newest trusted signature"
+        case Reason.FUTURE_DATED:
+            return f"signed {-age_s} s in the future"
+        case Reason.SUPERSEDED:
+            return f"a newer manifest of {seen.intent.channel} has been accepted"
+        case _:
+            return f"signed {age_s} s ago, the window is {seen.intent.freshness_window_s} s"
+
+
+def unmet(known: Known, held: HeldDispatch, seen: SeenIntent, wall: WallMs, now: SteadyMs) -> Refusal | None:
+    """The first requirement that does not hold, with the reason, or None: the target may be switched to now."""
+    for requirement in REQUIREMENTS:
+        if (refusal := requirement(known, held, seen, wall, now)) is not None:
+            return refusal
+    return None
+
+
+# --- intent ---------------------------------------------------------------------------------------------------------
+
+
+def on_intent_verified(turn: Turn, event: IntentVerified) -> None:
+    """Accept proved intent if it is acceptable in time, then look again at a dispatch that waited for it."""
+    intent = event.intent
+    stored = turn.known.intents.get(intent.rollout_id)
+    same = stored is not None and stored.intent == intent
+    seen = (
+        stored if stored is not None and same else SeenIntent(intent=intent, seen_wall=turn.wall, seen_steady=turn.now)
+    )
+    if (refusal := _untimely(turn, seen)) is not None:
+        turn.refuse(*refusal, intent.rollout_id)
+        if _is_held(turn, intent.rollout_id):
+            _reject_held(turn, *refusal)
+        return
+    if not same:
+        _accept_intent(turn, seen)
+    if _is_held(turn, intent.rollout_id):
+        turn.set_session(refetch_at=None, refetch_failures=0)
+        consider(turn)
+
+
+def _untimely(turn: Turn, seen: SeenIntent) -> Refusal | None:
+    known, intent = turn.known, seen.intent
+    reason = time_verdict(known, seen, turn.wall, turn.now)
+    if reason is None and known.newest_fleet is not None and intent.fleet_signed_at < known.newest_fleet:
+        return Reason.SUPERSEDED, "a newer fleet has been accepted"
+    if reason is None:
+        return None
+    if reason is Reason.STALE:
+        mark_stale(turn, seen)
+    return reason, time_detail(reason, known, seen, turn.wall)
+
+
+def _accept_intent(turn: Turn, seen: SeenIntent) -> None:
+    known, intent = turn.known, seen.intent
+    newest = max(known.newest_signed.get(intent.channel, intent.signed_at), intent.signed_at)
+    fleet = max(known.newest_fleet or intent.fleet_signed_at, intent.fleet_signed_at)
+    turn.set(
+        intents=_newest_intents(known, seen),
+        newest_signed={**known.newest_signed, intent.channel: newest},
+        newest_fleet=fleet,
+    )
+
+
+def _newest_intents(known: Known, seen: SeenIntent) -> dict[RolloutId, SeenIntent]:
+    intents = {**known.intents, seen.intent.rollout_id: seen}
+    needed = {known.active, seen.intent.rollout_id, known.waiting.rollout_id if known.waiting else None}
+    spare = sorted(intents.keys() - needed, key=lambda rollout: (intents[rollout].intent.signed_at, rollout))
+    return without(intents, *spare[: max(0, len(intents) - INTENTS_KEPT)])
+
+
+def mark_stale(turn: Turn, seen: SeenIntent) -> None:
+    """Remember that intent signed at this instant is stale, whatever the clock will say later (S8)."""
+    channel, signed_at = seen.intent.channel, seen.intent.signed_at
+    if turn.known.stale_through.get(channel, WallMs(-1)) < signed_at:
+        turn.set(stale_through={**turn.known.stale_through, channel: signed_at})
+
+
+def mark_all_stale(turn: Turn) -> None:
+    """Mark every intent whose window has ended by now."""
+    for seen in turn.known.intents.values():
+        if freshness_left_ms(turn.known, seen, turn.wall, turn.now) < 0:
+            mark_stale(turn, seen)
+
+
+def on_intent_refused(turn: Turn, event: IntentRefused) -> None:
+    """Intent did not prove, or could not be fetched. A dispatch that waits for it is rejected or waits on."""
+    rollout_id = event.rollout_id or RolloutId("")
+    if event.final:
+        turn.refuse(event.reason, event.detail, rollout_id)
+    if not _is_held(turn, rollout_id):
+        return
+    if event.final:
+        _reject_held(turn, event.reason, event.detail)
+    else:
+        schedule.plan_refetch(turn, event.jitter)
+
+
+# --- dispatch -------------------------------------------------------------------------------------------------------
+
+
+def on_dispatch_received(turn: Turn, event: DispatchReceived) -> None:
+    """Hold a dispatch that could be for this host and is news; answer a rollback wish."""
+    machine_id = turn.known.settings.machine_id
+    if event.hostname != machine_id:
+        return turn.refuse(Reason.MANIFEST_MISMATCH, f"a dispatch for {event.hostname[:64]!r}, this is {machine_id}")
+    if not is_rollout_id(event.rollout_id):
+        return turn.refuse(Reason.PARSE, f"no rollout id: {event.rollout_id[:64]!r}")
+    rollout_id = RolloutId(event.rollout_id)
+    if event.kind is DispatchKind.ROLLBACK:
+        return _on_rollback_wish(turn, rollout_id, event.reason)
+    if not is_closure(event.target_closure):
+        return turn.refuse(Reason.PARSE, f"no closure name: {event.target_closure[:64]!r}", rollout_id)
+    _hold(turn, rollout_id, event)
+    return None
+
+
+def _hold(turn: Turn, rollout_id: RolloutId, event: DispatchReceived) -> None:
+    tracked = turn.known.rollouts.get(rollout_id)
+    if tracked is not None and tracked.record.phase is not Phase.PENDING:
+        return turn.unexpected(f"{rollout_id} is {tracked.record.phase} here already")
+    if _is_noise(turn, tracked, rollout_id):
+        return turn.refuse(Reason.BUSY, "too many refused dispatches lately", rollout_id)
+    if event.running is not None and not turn.known.busy and event.running != turn.known.system.running:
+        turn.set(system=attrs.evolve(turn.known.system, running=event.running))
+    held = HeldDispatch(
+        rollout_id=rollout_id,
+        target=Closure(event.target_closure),
+        soak_due_at=event.soak_due_at,
+        soak_ms=None if event.soak_s is None else event.soak_s * 1000,
+    )
+    turn.set(waiting=held)
+    consider(turn, may_fetch=True)
+    return None
+
+
+def _is_noise(turn: Turn, tracked: Tracked | None, rollout_id: RolloutId) -> bool:
+    """A dispatch that would only cost the journal an entry to be refused once more."""
+    if tracked is not None and tracked.rejected_at is not None:
+        return turn.now - tracked.rejected_at < REJECT_REPEAT_MS
+    return tracked is None and rollout_id not in turn.known.intents and turn.refusals_full()
+
+
+def _is_held(turn: Turn, rollout_id: RolloutId) -> bool:
+    held = turn.known.waiting
+    return held is not None and held.rollout_id == rollout_id
+
+
+def consider(turn: Turn, *, may_fetch: bool = False) -> None:
+    """Decide about the held dispatch, if nothing is in flight: take it, reject it, or get its manifest first."""
+    known, held = turn.known, turn.known.waiting
+    if held is None or known.busy:
+        return
+    seen = known.intents.get(held.rollout_id)
+    if seen is None or (may_fetch and freshness_left_ms(known, seen, turn.wall, turn.now) < 0):
+        turn.order(FetchIntent(rollout_id=held.rollout_id))
+        return
+    if (refusal := unmet(known, held, seen, turn.wall, turn.now)) is not None:
+        turn.refuse(*refusal, held.rollout_id)
+        _reject_held(turn, *refusal)
+        return
+    _take(turn, held, seen.intent)
+
+
+S1_S2_REASONS: Final = frozenset(set(Reason) - {Reason.QUARANTINED, Reason.BUSY, Reason.CLOCK_BEHIND})
+"""Reasons that say something about the intent itself, so that `TargetRefused` goes on the record beside the answer."""
+
+
+def _reject_held(turn: Turn, reason: Reason, detail: str) -> None:
+    held = turn.known.waiting
+    assert held is not None
+    turn.set(waiting=None)
+    turn.set_session(refetch_at=None, refetch_failures=0)
+    if held.adopted is not None:
+        return  # it is not ours to answer for; the next heartbeat brings it up again
+    tracked = turn.known.rollouts.get(held.rollout_id) or _track(turn, held, None)
+    if tracked.record.phase is not Phase.PENDING:
+        return
+    turn.put(attrs.evolve(tracked, rejected_at=turn.now))
+    if reason in S1_S2_REASONS:
+        turn.record(
+            held.rollout_id,
+            lambda seq: TargetRefused(seq=seq, reason=reason, detail=detail[:512], refused_at=turn.wall),
+        )
+    turn.record(held.rollout_id, lambda seq: DispatchReject(seq=seq, reason=reason, rejected_at=turn.wall))
+
+
+def _track(turn: Turn, held: HeldDispatch, intent: VerifiedIntent | None) -> Tracked:
+    """Begin (or, for one that was rejected before, renew) the rollout of `held`."""
+    known = turn.known
+    old = known.rollouts.get(held.rollout_id)
+    tracked = Tracked(
+        number=known.next_number,
+        record=_record_for(known, held, old),
+        intent=intent,
+        prior=known.system.running,
+        soak_ms=_soak_ms(held, intent),
+        delivered_seq=old.delivered_seq if old else held.adopted_seq,
+        rejected_at=old.rejected_at if old else None,
+    )
+    turn.set(next_number=known.next_number + 1, rollouts=_forget_oldest(known))
+    turn.put(tracked)
+    return tracked
+
+
+def _record_for(known: Known, held: HeldDispatch, old: Tracked | None) -> HostRollout:
+    if old is not None:
+        return attrs.evolve(old.record, target_closure=held.target, soak_due_at=held.soak_due_at)
+    fresh = opened(held.rollout_id, known.settings.machine_id, held.target, soak_due_at=held.soak_due_at)
+    return attrs.evolve(fresh, phase=held.adopted or Phase.PENDING, last_seq=held.adopted_seq)
+
+
+def _soak_ms(held: HeldDispatch, intent: VerifiedIntent | None) -> int:
+    """The signed soak is the least; the control plane may ask for a longer one, never for a shorter."""
+    signed = 0 if intent is None else intent.policy.soak_ms
+    return max(signed, held.soak_ms or 0)
+
+
+def _forget_oldest(known: Known) -> dict[RolloutId, Tracked]:
+    """Room for one more: rollouts over and delivered go first, then rejected ones, never the active one."""
+    rollouts = dict(known.rollouts)
+    while len(rollouts) >= TRACKED_KEPT:
+        spare = [t for t in rollouts.values() if t.record.rollout_id != known.active]
+        oldest = min(spare, key=lambda t: (t.record.last_seq > t.delivered_seq, t.number))
+        del rollouts[oldest.record.rollout_id]
+    return rollouts
+
+
+def _take(turn: Turn, held: HeldDispatch, intent: VerifiedIntent) -> None:
+    """Acknowledge the dispatch and begin (S5: what runs now is what a rollback will go back to)."""
+    _supersede(turn, held.rollout_id)
+    tracked = _track(turn, held, intent)
+    turn.set(waiting=None, active=held.rollout_id, drift=None)
+    if tracked.record.phase is Phase.PENDING:
+        turn.record(
+            held.rollout_id,
+            lambda seq: DispatchAck(
+                seq=seq, current_closure_at_dispatch=tracked.prior or Closure(""), received_at=turn.wall
+            ),
+        )
+    activation.begin(turn, held.rollout_id)
+
+
+def _supersede(turn: Turn, successor: RolloutId) -> None:
+    """Let go of the rollout that was active: its switch has not begun, or is over."""
+    current, operation = turn.known.current, turn.known.operation
+    if current is None or current.record.rollout_id == successor:
+        return
+    turn.put(attrs.evolve(current, superseded_by=successor))
+    turn.set(operation=None)
+    if isinstance(operation, Realising):
+        turn.order(Abandon(op=operation.op))
+        turn.record(
+            operation.rollout_id,
+            lambda seq: ActivationFailed(
+                seq=seq, exit_code=-1, stderr_tail=f"superseded by {successor} before the switch", failed_at=turn.wall
+            ),
+        )
+
+
+# --- rollback wishes and snapshots ----------------------------------------------------------------------------------
+
+
+def _on_rollback_wish(turn: Turn, rollout_id: RolloutId, reason: str) -> None:
+    """Honour a rollback once, for the rollout that is active here, to the recorded system; refuse any other (S9)."""
+    current = turn.known.current
+    if current is None or current.record.rollout_id != rollout_id:
+        return turn.refuse(Reason.ROLLBACK_FAILED, "rollback asked for a rollout that is not active here", rollout_id)
+    if current.record.phase not in (Phase.ACTIVATING, Phase.DEFERRED, Phase.SOAKING, Phase.CONVERGED):
+        return turn.refuse(Reason.ROLLBACK_FAILED, f"rollback asked while {current.record.phase}", rollout_id)
+    if current.prior is None or current.prior == current.record.target_closure:
+        return turn.refuse(Reason.ROLLBACK_FAILED, "no earlier system is on record to go back to", rollout_id)
+    turn.record(rollout_id, lambda seq: RollbackRequested(seq=seq, reason=reason[:512], requested_at=turn.wall))
+    if not turn.known.busy:
+        activation.roll_back(turn, rollout_id, f"the control plane asked: {reason[:200]}")
+    return None
+
+
+def on_snapshots_received(turn: Turn, event: SnapshotsReceived) -> None:
+    """Compare the control plane's view with ours; go on with a rollout of which only it knows (a lost state directory)."""
+    for snapshot in event.snapshots:
+        if not is_rollout_id(snapshot.rollout_id) or not is_closure(snapshot.target_closure):
+            turn.refuse(Reason.PARSE, f"a snapshot of {snapshot.rollout_id[:64]!r}")
+            continue
+        tracked = turn.known.rollouts.get(RolloutId(snapshot.rollout_id))
+        if tracked is None:
+            _adopt(turn, snapshot)
+        elif tracked.delivered_seq > snapshot.last_seq:
+            # It held these facts once and lost them; delivery is at least once.
+            turn.put(attrs.evolve(tracked, delivered_seq=max(0, snapshot.last_seq)))
+        elif snapshot.last_seq == tracked.record.last_seq and snapshot.phase is not tracked.record.phase:
+            turn.unexpected(
+                f"the control plane has {snapshot.rollout_id} as {snapshot.phase}, not {tracked.record.phase}"
+            )
+
+
+def _adopt(turn: Turn, snapshot: Snapshot) -> None:
+    known = turn.known
+    if snapshot.phase not in (Phase.ACTIVATING, Phase.DEFERRED, Phase.SOAKING) or snapshot.last_seq < 1:
+        return
+    if known.active is not None or known.waiting is not None:
+        return
+    held = HeldDispatch(
+        rollout_id=RolloutId(snapshot.rollout_id),
+        target=Closure(snapshot.target_closure),
+        soak_due_at=snapshot.soak_due_at,
+        adopted=snapshot.phase,
+        adopted_seq=snapshot.last_seq,
+    )
+    turn.set(waiting=held)
+    consider(turn, may_fetch=True)

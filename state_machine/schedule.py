@@ -1,0 +1,213 @@
+"""When to talk to the control plane, and when to wake up. Deadlines, not tickers.
+
+Every exchange is a `Duty` with one due time in the session. `next_wakeup` is a pure function of the state; one task
+sleeps until then and sends `Tick`. An idle agent wakes for its polls and nothing else.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from state_machine.actions import DeliverFacts, FetchIntent, Perform
+from state_machine.events import CertificateLoaded, Duty, DutyFinished
+from state_machine.freshness import freshness_left_ms, is_marked_stale
+from state_machine.state import Known, Realising, RollingBack, State, Switching, fact_backlog
+from state_machine.turn import Turn, without
+from state_machine.values import Moment, Phase, ProbeMode, ProbeStatus, SteadyMs, WallMs
+
+BACKOFF_BASE_MS: Final[Mapping[Duty, int]] = {
+    Duty.INTENT: 2_000,
+    Duty.DISPATCH: 1_000,
+    Duty.HEARTBEAT: 2_000,
+    Duty.DELIVERY: 1_000,
+    Duty.RENEWAL: 30_000,
+}
+BACKOFF_CAP_MS: Final[Mapping[Duty, int]] = {
+    Duty.INTENT: 60_000,
+    Duty.DISPATCH: 60_000,
+    Duty.HEARTBEAT: 60_000,
+    Duty.DELIVERY: 60_000,
+    Duty.RENEWAL: 3_600_000,
+}
+RETRY_AFTER_CAP_MS: Final = 3_600_000
+"""A hostile `Retry-After` may not silence a host for longer than this."""
+POLL_GAP_MS: Final = 1_000
+"""A long-poll is not begun sooner than this after the one before it: an answer at once must not become a busy loop."""
+DELIVERY_BATCH: Final = 200
+"""Facts handed to the outbound worker at a time, so that a long backlog never fills memory."""
+LOST_MS: Final = 300_000
+"""An exchange that has not ended after this long was lost with its worker, and is ordered again."""
+REFETCH_BASE_MS: Final = 2_000
+REFETCH_CAP_MS: Final = 60_000
+
+
+def backoff_ms(base_ms: int, cap_ms: int, failures: int, jitter: float) -> int:
+    """Exponential from `base_ms`, capped, then spread over its upper half by `jitter` in [0, 1)."""
+    whole = min(cap_ms, base_ms << min(failures, 20))
+    return int(whole * (0.5 + 0.5 * jitter))
+
+
+def start(turn: Turn) -> None:
+    """Make every exchange due at the beginning of a run."""
+    duties = (Duty.HEARTBEAT, Duty.DISPATCH, Duty.INTENT) if turn.known.settings.serves_intent else ()
+    turn.set_session(due=dict.fromkeys(duties, turn.now))
+
+
+def poke(turn: Turn) -> None:
+    """Make every exchange that is not under way due now."""
+    turn.set_session(
+        due=dict.fromkeys(turn.session.due, turn.now), refetch_at=turn.now if turn.session.refetch_at else None
+    )
+
+
+def on_certificate_loaded(turn: Turn, event: CertificateLoaded) -> None:
+    """Plan the renewal for when the configured part of the certificate's life is left."""
+    life = event.not_after - event.not_before
+    renew_at = WallMs(event.not_after - int(life * turn.known.settings.renewal_fraction))
+    due = SteadyMs(turn.now + max(0, renew_at - turn.wall))
+    turn.set_session(certificate=(event.not_before, event.not_after), due={**turn.session.due, Duty.RENEWAL: due})
+
+
+def on_duty_finished(turn: Turn, event: DutyFinished) -> None:
+    """Plan the next exchange of this kind."""
+    duty, session = event.duty, turn.session
+    failures = 0 if event.ok else session.failures.get(duty, 0) + 1
+    turn.set_session(failures={**session.failures, duty: failures}, started=without(session.started, duty))
+    if event.ok:
+        turn.set_session(last_contact=turn.wall, last_success={**session.last_success, duty: turn.wall})
+    if duty is Duty.RENEWAL and event.ok:
+        return  # planned when the new certificate is loaded
+    delay = _pause_ms(turn, event) if event.ok else _retry_ms(event, failures)
+    turn.set_session(due={**turn.session.due, duty: SteadyMs(turn.now + delay)})
+
+
+def _pause_ms(turn: Turn, event: DutyFinished) -> int:
+    settings = turn.known.settings
+    match event.duty:
+        case Duty.INTENT:
+            return _spread(settings.poll_interval_s * 1000, event.jitter)
+        case Duty.HEARTBEAT:
+            return _spread(settings.heartbeat_interval_s * 1000, event.jitter)
+        case _:
+            return 0
+
+
+def _spread(period_ms: int, jitter: float) -> int:
+    """`period_ms` give or take a twentieth, so that a fleet started together does not knock together for ever."""
+    return int(period_ms * (0.95 + 0.1 * jitter))
+
+
+def _retry_ms(event: DutyFinished, failures: int) -> int:
+    own = backoff_ms(BACKOFF_BASE_MS[event.duty], BACKOFF_CAP_MS[event.duty], failures - 1, event.jitter)
+    return max(own, min(event.retry_after_ms or 0, RETRY_AFTER_CAP_MS))
+
+
+def order_due(turn: Turn) -> None:
+    """Order every exchange whose time has come, as the last thing in every step."""
+    turn.set_session(seen=turn.now, seen_wall=turn.wall)
+    _revive_lost(turn)
+    for duty in (duty for duty, due in turn.session.due.items() if due <= turn.now and duty is not Duty.DELIVERY):
+        _begin(turn, duty)
+        turn.order(Perform(duty=duty))
+    _order_delivery(turn)
+    _order_refetch(turn)
+
+
+def _revive_lost(turn: Turn) -> None:
+    lost = [duty for duty, since in turn.session.started.items() if turn.now - since >= LOST_MS]
+    for duty in lost:
+        turn.set_session(started=without(turn.session.started, duty), due={**turn.session.due, duty: turn.now})
+
+
+def _begin(turn: Turn, duty: Duty) -> None:
+    session = turn.session
+    turn.set_session(due=without(session.due, duty), started={**session.started, duty: turn.now})
+
+
+def _order_delivery(turn: Turn) -> None:
+    session = turn.session
+    if Duty.DELIVERY in session.started or turn.now < session.due.get(Duty.DELIVERY, turn.now):
+        return
+    if not turn.known.settings.serves_intent or not (backlog := fact_backlog(turn.known)):
+        return
+    first = backlog[0]
+    from_seq = first.delivered_seq + 1
+    _begin(turn, Duty.DELIVERY)
+    turn.order(
+        DeliverFacts(
+            rollout_id=first.record.rollout_id,
+            from_seq=from_seq,
+            through_seq=min(first.record.last_seq, from_seq + DELIVERY_BATCH - 1),
+        )
+    )
+
+
+def _order_refetch(turn: Turn) -> None:
+    held, at = turn.known.waiting, turn.session.refetch_at
+    if held is not None and at is not None and at <= turn.now:
+        turn.set_session(refetch_at=None)
+        turn.order(FetchIntent(rollout_id=held.rollout_id))
+
+
+def plan_refetch(turn: Turn, jitter: float) -> None:
+    """Try to fetch the held dispatch's manifest again after a growing pause."""
+    failures = turn.session.refetch_failures
+    at = SteadyMs(turn.now + backoff_ms(REFETCH_BASE_MS, REFETCH_CAP_MS, failures, jitter))
+    turn.set_session(refetch_at=at, refetch_failures=failures + 1)
+
+
+def next_wakeup(state: State, at: Moment) -> int | None:
+    """Milliseconds from `at` until a `Tick` is wanted; None when only an event can change anything."""
+    known = state.known
+    now = known.clock.read(at)
+    instants = [due - now for due in _steady_instants(state)]
+    instants += _wall_waits(state, at.wall_ms, now)
+    return max(0, min(instants)) if instants else None
+
+
+def _steady_instants(state: State) -> Iterator[SteadyMs]:
+    known, session = state.known, state.session
+    backlog = bool(fact_backlog(known))
+    yield from (due for duty, due in session.due.items() if duty is not Duty.DELIVERY or backlog)
+    yield from (SteadyMs(since + LOST_MS) for since in session.started.values())
+    if known.waiting is not None and session.refetch_at is not None:
+        yield session.refetch_at
+    match known.operation:
+        case Realising(retry_at=int(retry_at)) | RollingBack(retry_at=int(retry_at)):
+            yield retry_at
+        case Switching(due=due) | RollingBack(due=due):
+            yield due
+        case _:
+            pass
+    # A level that was already considered at its instant must not wake anybody again.
+    yield from (instant for instant in _soak_instants(known) if instant > session.seen)
+
+
+def _soak_instants(known: Known) -> Iterator[SteadyMs]:
+    current = known.current
+    if current is None or current.record.phase is not Phase.SOAKING or current.soak_from is None:
+        return
+    yield SteadyMs(current.soak_from + current.soak_ms)
+    for spec in known.judges:
+        health = known.probes.get(spec.name)
+        if spec.mode is ProbeMode.ENFORCE and health is not None and health.status is ProbeStatus.FAIL:
+            yield SteadyMs(health.since + sustained_ms(known))
+
+
+def sustained_ms(known: Known) -> int:
+    """How long an enforce probe must fail without a break before the rollout fails."""
+    current = known.current
+    named = None if current is None else current.policy.sustained_failure_ms
+    return known.settings.sustained_failure_s * 1000 if named is None else named
+
+
+def _wall_waits(state: State, wall: WallMs, now: SteadyMs) -> list[int]:
+    known, waits = state.known, []
+    current = known.current
+    if current is not None and current.record.phase is Phase.SOAKING:
+        due = current.record.soak_due_at
+        if due is not None and due > state.session.seen_wall:
+            waits.append(due - wall)
+    for seen in known.intents.values():
+        if not is_marked_stale(known, seen):
+            waits.append(freshness_left_ms(known, seen, wall, now) + 1)
+    return waits

@@ -1,0 +1,106 @@
+"""Decide what follows an event. The only place where anything is decided.
+
+`step` is pure, total and deterministic: whatever is journaled must replay, so an event that makes no sense yields the
+same state and an `Unexpected` or `Refuse`, never an exception. Read `LIFECYCLE` and this module first; each handler
+is in the module of its topic.
+"""
+
+from typing import assert_never
+
+from state_machine import activation, delivery, health, intake, recovery, schedule
+from state_machine.events import (
+    Booted,
+    CertificateLoaded,
+    DispatchReceived,
+    DutyFinished,
+    Event,
+    FactRefused,
+    FactsDelivered,
+    IntentRefused,
+    IntentVerified,
+    Poked,
+    ProbeObserved,
+    ProbesDeclared,
+    QuarantineCleared,
+    RealiseFinished,
+    ReplayRequested,
+    SnapshotsReceived,
+    SwitchFinished,
+    SystemObserved,
+    Tick,
+)
+from state_machine.state import Session, State
+from state_machine.turn import Step, Turn, without
+
+
+def step(state: State, event: Event) -> Step:
+    """The state after `event`, the facts it gave birth to, and the orders to carry out once it is in the journal."""
+    if isinstance(event, Booted):
+        return _boot(state, event)
+    turn = Turn(state, event, state.known)
+    _handle(turn, event)
+    schedule.order_due(turn)
+    return turn.finish()
+
+
+def _boot(state: State, event: Booted) -> Step:
+    rebooted = event.system.boot_id != state.known.clock.boot_id
+    fresh = State(known=state.known, session=Session())
+    turn = Turn(fresh, event, recovery.known_after_boot(state.known, event))
+    recovery.on_booted(turn, event, rebooted=rebooted)
+    schedule.order_due(turn)
+    return turn.finish()
+
+
+def _handle(turn: Turn, event: Event) -> None:
+    match event:
+        case Tick():
+            intake.mark_all_stale(turn)
+            activation.on_time(turn)
+            health.judge(turn)
+        case IntentVerified():
+            intake.on_intent_verified(turn, event)
+        case IntentRefused():
+            intake.on_intent_refused(turn, event)
+        case DispatchReceived():
+            intake.on_dispatch_received(turn, event)
+        case SnapshotsReceived():
+            intake.on_snapshots_received(turn, event)
+        case RealiseFinished():
+            activation.on_realise_finished(turn, event)
+        case SwitchFinished():
+            activation.on_switch_finished(turn, event)
+        case SystemObserved():
+            health.on_system_observed(turn, event)
+        case ProbesDeclared():
+            health.on_probes_declared(turn, event)
+        case ProbeObserved():
+            health.on_probe_observed(turn, event)
+        case FactsDelivered():
+            delivery.on_facts_delivered(turn, event)
+        case FactRefused():
+            delivery.on_fact_refused(turn, event)
+        case ReplayRequested():
+            delivery.on_replay_requested(turn, event)
+        case DutyFinished():
+            schedule.on_duty_finished(turn, event)
+        case CertificateLoaded():
+            schedule.on_certificate_loaded(turn, event)
+        case QuarantineCleared():
+            _on_quarantine_cleared(turn, event)
+        case Poked():
+            schedule.poke(turn)
+        case Booted():
+            raise AssertionError("a boot begins a run; step handles it before anything else")
+        case _:
+            assert_never(event)
+
+
+def _on_quarantine_cleared(turn: Turn, event: QuarantineCleared) -> None:
+    quarantine = turn.known.quarantine
+    if event.closure is None and quarantine:
+        turn.set(quarantine={})
+    elif event.closure in quarantine:
+        turn.set(quarantine=without(quarantine, event.closure))
+    else:
+        turn.unexpected(f"{event.closure or 'nothing'} is not quarantined")
