@@ -22,7 +22,7 @@ from state_machine.facts import (
     TargetRefused,
 )
 from state_machine.schedule import backoff_ms
-from state_machine.state import HeldDispatch, Quarantined, Realising, RollingBack, Switching, Tracked
+from state_machine.state import HeldDispatch, Known, Quarantined, Realising, RollingBack, Switching, Tracked
 from state_machine.system import SwitchOutcome
 from state_machine.turn import Turn
 from state_machine.values import Closure, FailurePolicy, Phase, Reason, RolloutId, SteadyMs, SwitchMethod
@@ -31,8 +31,12 @@ REALISE_BASE_MS: Final = 5_000
 REALISE_CAP_MS: Final = 300_000
 ROLLBACK_BASE_MS: Final = 30_000
 ROLLBACK_CAP_MS: Final = 3_600_000
+REALISE_LOST_MS: Final = 4_200_000
+"""How long a realisation may stay unanswered: whoever does it gives up after an hour."""
 LOST_ANSWER_MS: Final = 600_000
 """How long past its own deadline an order may stay unanswered: waiting for the switch lock comes before the switch."""
+
+ASKED_DURING_SWITCH: Final = "the control plane asked during the switch"
 
 EXIT_GENERIC: Final = -1
 EXIT_UNTRUSTED: Final = -2
@@ -61,12 +65,16 @@ def begin(turn: Turn, rollout_id: RolloutId) -> None:
     if system.running == target and system.profile == target:
         return _completed(turn, rollout_id, 0)
     if tracked.record.phase is Phase.ACTIVATING:
-        _order_realise(turn, Realising(op=turn.new_op(), rollout_id=rollout_id, closure=target))
+        _order_realise(turn, _realising(turn, rollout_id, target))
     return None
 
 
+def _realising(turn: Turn, rollout_id: RolloutId, closure: Closure, *, attempt: int = 1) -> Realising:
+    return Realising(op=turn.new_op(), rollout_id=rollout_id, closure=closure, due=turn.now, attempt=attempt)
+
+
 def _order_realise(turn: Turn, operation: Realising) -> None:
-    turn.set(operation=operation)
+    turn.set(operation=attrs.evolve(operation, due=SteadyMs(turn.now + REALISE_LOST_MS)))
     turn.order(Realise(op=operation.op, closure=operation.closure))
 
 
@@ -100,6 +108,9 @@ def _switch_if_allowed(turn: Turn, operation: Realising, jitter: float) -> None:
         if seen is None
         else intake.unmet(turn.known, held, seen, turn.wall, turn.now)
     )
+    if turn.known.settings.holds:
+        turn.refuse(Reason.BUSY, turn.known.settings.holds, operation.rollout_id)
+        return _realise_later(turn, operation, jitter)
     if refusal is None:
         return _order_switch(turn, operation)
     reason, detail = refusal
@@ -153,7 +164,7 @@ def on_switch_finished(turn: Turn, event: SwitchFinished) -> None:
 def _after_switch(turn: Turn, operation: Switching, event: SwitchFinished) -> None:
     rollout_id = operation.rollout_id
     if turn.known.rollouts[rollout_id].record.phase is Phase.FAILED:
-        return roll_back(turn, rollout_id, "the control plane asked during the switch")
+        return roll_back(turn, rollout_id, ASKED_DURING_SWITCH)
     if turn.known.settings.switch_method is SwitchMethod.DRY_RUN:
         return _fail(turn, rollout_id, event.exit_code or 0, f"dry run: would switch. {event.detail}")
     match event.outcome:
@@ -181,7 +192,7 @@ def again_or_fail(
         if outcome is SwitchOutcome.LOCK_HELD:  # nothing was touched, so nothing is to be taken back
             return _fail(turn, rollout_id, EXIT_GENERIC, f"{Reason.BUSY}: {detail}")
         return _switch_failed(turn, rollout_id, outcome, None, f"cut off {operation.attempt} times. {detail}")
-    again = Realising(op=turn.new_op(), rollout_id=rollout_id, closure=operation.closure, attempt=operation.attempt + 1)
+    again = _realising(turn, rollout_id, operation.closure, attempt=operation.attempt + 1)
     if outcome is SwitchOutcome.LOCK_HELD:
         turn.refuse(Reason.BUSY, detail, rollout_id)
         return _realise_later(turn, again, jitter)
@@ -250,6 +261,15 @@ def after_failure(turn: Turn, rollout_id: RolloutId, why: str) -> None:
         roll_back(turn, rollout_id, why)
 
 
+NO_WAY_BACK: Final = "no earlier system is on record to go back to, or it is the failing one or quarantined itself"
+
+
+def has_way_back(known: Known, tracked: Tracked) -> bool:
+    """There is a recorded system to go back to: not the target (S5), and none that this host has rolled back (S3)."""
+    prior = tracked.prior
+    return prior is not None and prior != tracked.record.target_closure and prior not in known.quarantine
+
+
 def roll_back(turn: Turn, rollout_id: RolloutId, why: str) -> None:
     """Quarantine the target and go back to the recorded system; without one, stay Failed and say so (S5)."""
     tracked, operation = turn.known.rollouts[rollout_id], turn.known.operation
@@ -257,8 +277,8 @@ def roll_back(turn: Turn, rollout_id: RolloutId, why: str) -> None:
     if isinstance(operation, Realising):
         turn.order(Abandon(op=operation.op))
         turn.set(operation=None)
-    if tracked.prior is None or tracked.prior == target:
-        detail = "no earlier system is on record to go back to"
+    if not has_way_back(turn.known, tracked):
+        detail = NO_WAY_BACK
         turn.refuse(Reason.ROLLBACK_FAILED, detail, rollout_id)
         turn.record(
             rollout_id,
@@ -329,23 +349,32 @@ def on_time(turn: Turn) -> None:
     match turn.known.operation:
         case Realising(retry_at=int(retry_at)) as operation if retry_at <= turn.now:
             _order_realise(turn, attrs.evolve(operation, op=turn.new_op(), retry_at=None))
+        case Realising(retry_at=None, due=due) as operation if due <= turn.now:
+            _order_realise(turn, operation)
         case RollingBack(retry_at=int(retry_at)) as operation if retry_at <= turn.now:
             _order_rollback(turn, turn.known.rollouts[operation.rollout_id], attempt=operation.attempt + 1)
         case Switching(due=due) as operation if due <= turn.now:
             turn.set(operation=None)
-            detail = "the switch was never answered"
-            _switch_failed(turn, operation.rollout_id, SwitchOutcome.TIMEOUT, None, detail)
+            _switch_lost(turn, operation.rollout_id)
+            intake.consider(turn, may_fetch=True)
         case RollingBack(due=due, retry_at=None) as operation if due <= turn.now:
             _rollback_failed(turn, operation, None, "the rollback was never answered", 0.5)
+            intake.consider(turn, may_fetch=True)
         case _:
             pass
+
+
+def _switch_lost(turn: Turn, rollout_id: RolloutId) -> None:
+    if turn.known.rollouts[rollout_id].record.phase is Phase.FAILED:
+        return roll_back(turn, rollout_id, ASKED_DURING_SWITCH)
+    return _switch_failed(turn, rollout_id, SwitchOutcome.TIMEOUT, None, "the switch was never answered")
 
 
 def resume(turn: Turn, *, rebooted: bool) -> None:
     """Take up the operation that an earlier run of the agent left behind."""
     match turn.known.operation:
         case Realising(retry_at=None) as operation:
-            turn.order(Realise(op=operation.op, closure=operation.closure))
+            _order_realise(turn, operation)
         case Switching() as operation if rebooted:
             turn.set(operation=None)
             _resume_switch_after_reboot(turn, operation)
@@ -367,7 +396,7 @@ def resume(turn: Turn, *, rebooted: bool) -> None:
 
 def _resume_switch_after_reboot(turn: Turn, operation: Switching) -> None:
     if turn.known.rollouts[operation.rollout_id].record.phase is Phase.FAILED:
-        return roll_back(turn, operation.rollout_id, "the control plane asked during the switch")
+        return roll_back(turn, operation.rollout_id, ASKED_DURING_SWITCH)
     return again_or_fail(
         turn, operation, SwitchOutcome.INTERRUPTED, "the host went down during the switch", 0.5, rebooted=True
     )

@@ -7,6 +7,7 @@ says that it lacks something; no fact is ever changed or renumbered for it.
 import attrs
 
 from state_machine.events import FactRefused, FactsDelivered, ReplayRequested
+from state_machine.state import Tracked
 from state_machine.turn import Turn
 
 
@@ -35,6 +36,12 @@ def on_replay_requested(turn: Turn, event: ReplayRequested) -> None:
     tracked = turn.known.rollouts.get(event.rollout_id)
     if tracked is None or event.from_seq < 1:
         return turn.unexpected(f"a replay of {event.rollout_id} from {event.from_seq}")
-    if event.from_seq <= tracked.delivered_seq:
-        turn.put(attrs.evolve(tracked, delivered_seq=event.from_seq - 1))
+    go_back(turn, tracked, event.from_seq)
     return None
+
+
+def go_back(turn: Turn, tracked: Tracked, from_seq: int) -> None:
+    """Deliver from `from_seq` on once more, as far back as this host's journal goes."""
+    through = max(from_seq, tracked.oldest_seq) - 1
+    if through < tracked.delivered_seq:
+        turn.put(attrs.evolve(tracked, delivered_seq=through))

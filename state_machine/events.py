@@ -48,6 +48,8 @@ class Settings:
     """The certificate is renewed when less than this part of its life is left."""
     serves_intent: bool = True
     """False in an agent without a control plane to poll (tests of the core)."""
+    holds: str = ""
+    """Why nothing new may begin in this run, such as a journal that cannot be used; empty: nothing is in the way."""
 
 
 @attrs.frozen(kw_only=True)
@@ -273,11 +275,10 @@ class DutyFinished:
 
 @attrs.frozen(kw_only=True)
 class CertificateLoaded:
-    """The client certificate in use, by its validity."""
+    """The client certificate in use, by its validity. None: there is none yet, and the renewal duty is to enrol."""
 
     at: Moment
-    not_before: WallMs
-    not_after: WallMs
+    validity: tuple[WallMs, WallMs] | None
 
 
 @attrs.frozen(kw_only=True)

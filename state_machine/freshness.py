@@ -4,8 +4,9 @@ A wall clock may lie in both directions, so age is never taken from it alone: in
 first seen plus the running time since, and what was once found stale stays stale whatever the clock says later.
 """
 
+from state_machine.events import VerifiedIntent
 from state_machine.state import Known, SeenIntent
-from state_machine.values import CLOCK_SLACK_MS, Channel, Reason, SteadyMs, WallMs
+from state_machine.values import CLOCK_SLACK_MS, Reason, SteadyMs, WallMs
 
 
 def age_verdict(signed_at: WallMs, now: WallMs, window_ms: int) -> Reason | None:
@@ -42,9 +43,12 @@ def freshness_left_ms(known: Known, seen: SeenIntent, wall: WallMs, steady: Stea
     return window_ms(known, seen) + CLOCK_SLACK_MS - age_ms(seen, wall, steady)
 
 
-def is_superseded(known: Known, channel: Channel, signed_at: WallMs) -> bool:
-    """A newer manifest of the channel has been accepted (S2)."""
-    return signed_at < known.newest_signed.get(channel, signed_at)
+def is_superseded(known: Known, intent: VerifiedIntent) -> bool:
+    """A newer manifest of the channel has been accepted (S2), or a newer fleet, which may put this host elsewhere."""
+    newest_fleet = known.newest_fleet
+    if newest_fleet is not None and intent.fleet_signed_at < newest_fleet:
+        return True
+    return intent.signed_at < known.newest_signed.get(intent.channel, intent.signed_at)
 
 
 def clock_is_behind(known: Known, wall: WallMs) -> bool:
@@ -62,7 +66,7 @@ def time_verdict(known: Known, seen: SeenIntent, wall: WallMs, steady: SteadyMs)
         return Reason.CLOCK_BEHIND
     if seen.intent.signed_at - wall > CLOCK_SLACK_MS:
         return Reason.FUTURE_DATED
-    if is_superseded(known, seen.intent.channel, seen.intent.signed_at):
+    if is_superseded(known, seen.intent):
         return Reason.SUPERSEDED
     if freshness_left_ms(known, seen, wall, steady) < 0:
         return Reason.STALE

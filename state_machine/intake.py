@@ -9,8 +9,8 @@ from typing import Final
 
 import attrs
 
-from state_machine import activation, schedule
-from state_machine.actions import Abandon, FetchIntent
+from state_machine import activation, delivery, schedule
+from state_machine.actions import Abandon
 from state_machine.events import (
     DispatchKind,
     DispatchReceived,
@@ -21,9 +21,9 @@ from state_machine.events import (
     VerifiedIntent,
 )
 from state_machine.facts import ActivationFailed, DispatchAck, DispatchReject, RollbackRequested, TargetRefused
-from state_machine.freshness import freshness_left_ms, time_verdict
+from state_machine.freshness import freshness_left_ms, is_superseded, time_verdict
 from state_machine.lifecycle import HostRollout, opened
-from state_machine.state import HeldDispatch, Known, Realising, SeenIntent, Tracked
+from state_machine.state import Forgotten, HeldDispatch, Known, Realising, SeenIntent, Tracked
 from state_machine.turn import Turn, without
 from state_machine.values import (
     Closure,
@@ -38,6 +38,11 @@ from state_machine.values import (
 
 INTENTS_KEPT: Final = 8
 TRACKED_KEPT: Final = 32
+FORGOTTEN_KEPT: Final = 256
+ADOPTED_SEQ_MAX: Final = 1_000_000
+"""A number no rollout reaches: one near the end of what JSON can count would make the facts after it unwritable."""
+SOAK_ASKED_MAX_S: Final = 30 * 86_400
+"""The control plane may ask for a longer soak than was signed, within reason."""
 REJECT_REPEAT_MS: Final = 60_000
 """A dispatch that keeps coming back is rejected on the record once in this time; in between it is only counted."""
 
@@ -79,7 +84,7 @@ def time_detail(reason: Reason, known: Known, seen: SeenIntent, wall: WallMs) ->
         case Reason.FUTURE_DATED:
             return f"signed {-age_s} s in the future"
         case Reason.SUPERSEDED:
-            return f"a newer manifest of {seen.intent.channel} has been accepted"
+            return f"a newer manifest of {seen.intent.channel}, or a newer fleet, has been accepted"
         case _:
             return f"signed {age_s} s ago, the window is {seen.intent.freshness_window_s} s"
 
@@ -116,10 +121,8 @@ def on_intent_verified(turn: Turn, event: IntentVerified) -> None:
 
 
 def _untimely(turn: Turn, seen: SeenIntent) -> Refusal | None:
-    known, intent = turn.known, seen.intent
+    known = turn.known
     reason = time_verdict(known, seen, turn.wall, turn.now)
-    if reason is None and known.newest_fleet is not None and intent.fleet_signed_at < known.newest_fleet:
-        return Reason.SUPERSEDED, "a newer fleet has been accepted"
     if reason is None:
         return None
     if reason is Reason.STALE:
@@ -132,17 +135,23 @@ def _accept_intent(turn: Turn, seen: SeenIntent) -> None:
     newest = max(known.newest_signed.get(intent.channel, intent.signed_at), intent.signed_at)
     fleet = max(known.newest_fleet or intent.fleet_signed_at, intent.fleet_signed_at)
     turn.set(
-        intents=_newest_intents(known, seen),
+        intents={**known.intents, intent.rollout_id: seen},
         newest_signed={**known.newest_signed, intent.channel: newest},
         newest_fleet=fleet,
     )
+    _forget_intents(turn, intent.rollout_id)
 
 
-def _newest_intents(known: Known, seen: SeenIntent) -> dict[RolloutId, SeenIntent]:
-    intents = {**known.intents, seen.intent.rollout_id: seen}
-    needed = {known.active, seen.intent.rollout_id, known.waiting.rollout_id if known.waiting else None}
-    spare = sorted(intents.keys() - needed, key=lambda rollout: (intents[rollout].intent.signed_at, rollout))
-    return without(intents, *spare[: max(0, len(intents) - INTENTS_KEPT)])
+def _forget_intents(turn: Turn, newest: RolloutId) -> None:
+    """Keep a bounded number of intents. One that goes is marked: shown again, its age would start afresh (S8)."""
+    known = turn.known
+    needed = {known.active, newest, known.waiting.rollout_id if known.waiting else None}
+    spare = [seen for rollout_id, seen in known.intents.items() if rollout_id not in needed]
+    spare.sort(key=lambda seen: (not is_superseded(known, seen.intent), seen.intent.signed_at, seen.intent.rollout_id))
+    for seen in spare[: max(0, len(known.intents) - INTENTS_KEPT)]:
+        if not is_superseded(known, seen.intent):
+            mark_stale(turn, seen)
+        turn.set(intents=without(turn.known.intents, seen.intent.rollout_id))
 
 
 def mark_stale(turn: Turn, seen: SeenIntent) -> None:
@@ -192,9 +201,14 @@ def on_dispatch_received(turn: Turn, event: DispatchReceived) -> None:
 
 
 def _hold(turn: Turn, rollout_id: RolloutId, event: DispatchReceived) -> None:
-    tracked = turn.known.rollouts.get(rollout_id)
-    if tracked is not None and tracked.record.phase is not Phase.PENDING:
-        return turn.unexpected(f"{rollout_id} is {tracked.record.phase} here already")
+    known, tracked = turn.known, turn.known.rollouts.get(rollout_id)
+    before = known.forgotten.get(rollout_id) if tracked is None else tracked.record
+    if before is not None and before.phase is not Phase.PENDING:
+        return turn.unexpected(f"{rollout_id} is {before.phase} here already")
+    if known.waiting is not None and known.waiting.rollout_id == rollout_id and known.waiting.adopted is None:
+        return turn.unexpected(f"{rollout_id} is being considered already")
+    if turn.known.settings.holds:
+        return turn.refuse(Reason.BUSY, turn.known.settings.holds, rollout_id)
     if _is_noise(turn, tracked, rollout_id):
         return turn.refuse(Reason.BUSY, "too many refused dispatches lately", rollout_id)
     if event.running is not None and not turn.known.busy and event.running != turn.known.system.running:
@@ -203,9 +217,13 @@ def _hold(turn: Turn, rollout_id: RolloutId, event: DispatchReceived) -> None:
         rollout_id=rollout_id,
         target=Closure(event.target_closure),
         soak_due_at=event.soak_due_at,
-        soak_ms=None if event.soak_s is None else event.soak_s * 1000,
+        soak_ms=None if event.soak_s is None else min(event.soak_s, SOAK_ASKED_MAX_S) * 1000,
     )
+    if known.waiting is not None and known.waiting.rollout_id != rollout_id:
+        detail = f"{rollout_id} took its place before it could be decided on"
+        turn.refuse(Reason.BUSY, detail, known.waiting.rollout_id)
     turn.set(waiting=held)
+    turn.set_session(refetch_at=None, refetch_failures=0)
     consider(turn, may_fetch=True)
     return None
 
@@ -225,11 +243,11 @@ def _is_held(turn: Turn, rollout_id: RolloutId) -> bool:
 def consider(turn: Turn, *, may_fetch: bool = False) -> None:
     """Decide about the held dispatch, if nothing is in flight: take it, reject it, or get its manifest first."""
     known, held = turn.known, turn.known.waiting
-    if held is None or known.busy:
+    if held is None or known.busy or known.settings.holds:
         return
     seen = known.intents.get(held.rollout_id)
     if seen is None or (may_fetch and freshness_left_ms(known, seen, turn.wall, turn.now) < 0):
-        turn.order(FetchIntent(rollout_id=held.rollout_id))
+        schedule.fetch(turn, held.rollout_id)
         return
     if (refusal := unmet(known, held, seen, turn.wall, turn.now)) is not None:
         turn.refuse(*refusal, held.rollout_id)
@@ -265,16 +283,20 @@ def _track(turn: Turn, held: HeldDispatch, intent: VerifiedIntent | None) -> Tra
     """Begin (or, for one that was rejected before, renew) the rollout of `held`."""
     known = turn.known
     old = known.rollouts.get(held.rollout_id)
+    if old is None:
+        _forget_oldest(turn)
+    record = _record_for(turn.known, held, old)
     tracked = Tracked(
         number=known.next_number,
-        record=_record_for(known, held, old),
+        record=record,
         intent=intent,
         prior=known.system.running,
         soak_ms=_soak_ms(held, intent),
-        delivered_seq=old.delivered_seq if old else held.adopted_seq,
+        oldest_seq=old.oldest_seq if old else held.adopted_seq + 1,
+        delivered_seq=old.delivered_seq if old else record.last_seq,
         rejected_at=old.rejected_at if old else None,
     )
-    turn.set(next_number=known.next_number + 1, rollouts=_forget_oldest(known))
+    turn.set(next_number=known.next_number + 1, forgotten=without(turn.known.forgotten, held.rollout_id))
     turn.put(tracked)
     return tracked
 
@@ -283,7 +305,9 @@ def _record_for(known: Known, held: HeldDispatch, old: Tracked | None) -> HostRo
     if old is not None:
         return attrs.evolve(old.record, target_closure=held.target, soak_due_at=held.soak_due_at)
     fresh = opened(held.rollout_id, known.settings.machine_id, held.target, soak_due_at=held.soak_due_at)
-    return attrs.evolve(fresh, phase=held.adopted or Phase.PENDING, last_seq=held.adopted_seq)
+    earlier = known.forgotten.get(held.rollout_id)
+    last_seq = held.adopted_seq if earlier is None else earlier.last_seq
+    return attrs.evolve(fresh, phase=held.adopted or Phase.PENDING, last_seq=last_seq)
 
 
 def _soak_ms(held: HeldDispatch, intent: VerifiedIntent | None) -> int:
@@ -292,14 +316,25 @@ def _soak_ms(held: HeldDispatch, intent: VerifiedIntent | None) -> int:
     return max(signed, held.soak_ms or 0)
 
 
-def _forget_oldest(known: Known) -> dict[RolloutId, Tracked]:
-    """Room for one more: rollouts over and delivered go first, then rejected ones, never the active one."""
-    rollouts = dict(known.rollouts)
-    while len(rollouts) >= TRACKED_KEPT:
-        spare = [t for t in rollouts.values() if t.record.rollout_id != known.active]
-        oldest = min(spare, key=lambda t: (t.record.last_seq > t.delivered_seq, t.number))
-        del rollouts[oldest.record.rollout_id]
-    return rollouts
+def _forget_oldest(turn: Turn) -> None:
+    """Room for one more: what is delivered goes before what is not, what was only rejected before what was taken."""
+    known = turn.known
+    if len(known.rollouts) < TRACKED_KEPT:
+        return
+    spare = [tracked for tracked in known.rollouts.values() if tracked.record.rollout_id != known.active]
+    oldest = min(
+        spare, key=lambda t: (t.record.last_seq > t.delivered_seq, t.record.phase is not Phase.PENDING, t.number)
+    )
+    record = oldest.record
+    entry = Forgotten(number=oldest.number, phase=record.phase, last_seq=record.last_seq)
+    forgotten = {**known.forgotten, record.rollout_id: entry}
+    if len(forgotten) > FORGOTTEN_KEPT:
+        least = min(
+            forgotten,
+            key=lambda rollout_id: (forgotten[rollout_id].phase is not Phase.PENDING, forgotten[rollout_id].number),
+        )
+        del forgotten[least]
+    turn.set(rollouts=without(known.rollouts, record.rollout_id), forgotten=forgotten)
 
 
 def _take(turn: Turn, held: HeldDispatch, intent: VerifiedIntent) -> None:
@@ -344,8 +379,8 @@ def _on_rollback_wish(turn: Turn, rollout_id: RolloutId, reason: str) -> None:
         return turn.refuse(Reason.ROLLBACK_FAILED, "rollback asked for a rollout that is not active here", rollout_id)
     if current.record.phase not in (Phase.ACTIVATING, Phase.DEFERRED, Phase.SOAKING, Phase.CONVERGED):
         return turn.refuse(Reason.ROLLBACK_FAILED, f"rollback asked while {current.record.phase}", rollout_id)
-    if current.prior is None or current.prior == current.record.target_closure:
-        return turn.refuse(Reason.ROLLBACK_FAILED, "no earlier system is on record to go back to", rollout_id)
+    if not activation.has_way_back(turn.known, current):
+        return turn.refuse(Reason.ROLLBACK_FAILED, activation.NO_WAY_BACK, rollout_id)
     turn.record(rollout_id, lambda seq: RollbackRequested(seq=seq, reason=reason[:512], requested_at=turn.wall))
     if not turn.known.busy:
         activation.roll_back(turn, rollout_id, f"the control plane asked: {reason[:200]}")
@@ -353,7 +388,7 @@ def _on_rollback_wish(turn: Turn, rollout_id: RolloutId, reason: str) -> None:
 
 
 def on_snapshots_received(turn: Turn, event: SnapshotsReceived) -> None:
-    """Compare the control plane's view with ours; go on with a rollout of which only it knows (a lost state directory)."""
+    """Compare the control plane's view with ours; go on with a rollout that only it knows (a lost state directory)."""
     for snapshot in event.snapshots:
         if not is_rollout_id(snapshot.rollout_id) or not is_closure(snapshot.target_closure):
             turn.refuse(Reason.PARSE, f"a snapshot of {snapshot.rollout_id[:64]!r}")
@@ -363,7 +398,7 @@ def on_snapshots_received(turn: Turn, event: SnapshotsReceived) -> None:
             _adopt(turn, snapshot)
         elif tracked.delivered_seq > snapshot.last_seq:
             # It held these facts once and lost them; delivery is at least once.
-            turn.put(attrs.evolve(tracked, delivered_seq=max(0, snapshot.last_seq)))
+            delivery.go_back(turn, tracked, snapshot.last_seq + 1)
         elif snapshot.last_seq == tracked.record.last_seq and snapshot.phase is not tracked.record.phase:
             turn.unexpected(
                 f"the control plane has {snapshot.rollout_id} as {snapshot.phase}, not {tracked.record.phase}"
@@ -371,13 +406,17 @@ def on_snapshots_received(turn: Turn, event: SnapshotsReceived) -> None:
 
 
 def _adopt(turn: Turn, snapshot: Snapshot) -> None:
-    known = turn.known
-    if snapshot.phase not in (Phase.ACTIVATING, Phase.DEFERRED, Phase.SOAKING) or snapshot.last_seq < 1:
+    known, rollout_id = turn.known, RolloutId(snapshot.rollout_id)
+    if snapshot.phase not in (Phase.ACTIVATING, Phase.DEFERRED, Phase.SOAKING):
         return
-    if known.active is not None or known.waiting is not None:
+    if not 1 <= snapshot.last_seq <= ADOPTED_SEQ_MAX or rollout_id in known.forgotten:
         return
+    if known.active is not None or known.waiting is not None or known.settings.holds:
+        return
+    if turn.refused_lately(rollout_id) and rollout_id not in known.intents:
+        return  # it comes up with every heartbeat, and would cost the journal entries each time
     held = HeldDispatch(
-        rollout_id=RolloutId(snapshot.rollout_id),
+        rollout_id=rollout_id,
         target=Closure(snapshot.target_closure),
         soak_due_at=snapshot.soak_due_at,
         adopted=snapshot.phase,

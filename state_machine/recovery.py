@@ -31,6 +31,7 @@ def on_booted(turn: Turn, event: Booted, *, rebooted: bool) -> None:
     health.restart_probes(turn)
     intake.consider(turn, may_fetch=True)
     health.judge(turn)
+    schedule.mark_seen(turn)
 
 
 def _declare(turn: Turn, event: Booted, *, rebooted: bool) -> None:

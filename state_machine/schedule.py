@@ -5,14 +5,14 @@ sleeps until then and sends `Tick`. An idle agent wakes for its polls and nothin
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Any, Final
 
 from state_machine.actions import DeliverFacts, FetchIntent, Perform
 from state_machine.events import CertificateLoaded, Duty, DutyFinished
 from state_machine.freshness import freshness_left_ms, is_marked_stale
 from state_machine.state import Known, Realising, RollingBack, State, Switching, fact_backlog
 from state_machine.turn import Turn, without
-from state_machine.values import Moment, Phase, ProbeMode, ProbeStatus, SteadyMs, WallMs
+from state_machine.values import Moment, Phase, ProbeMode, ProbeStatus, RolloutId, SteadyMs, WallMs
 
 BACKOFF_BASE_MS: Final[Mapping[Duty, int]] = {
     Duty.INTENT: 2_000,
@@ -35,7 +35,7 @@ POLL_GAP_MS: Final = 1_000
 DELIVERY_BATCH: Final = 200
 """Facts handed to the outbound worker at a time, so that a long backlog never fills memory."""
 LOST_MS: Final = 300_000
-"""An exchange that has not ended after this long was lost with its worker, and is ordered again."""
+"""An exchange or a fetch that has not ended after this long was lost with its worker, and is ordered again."""
 REFETCH_BASE_MS: Final = 2_000
 REFETCH_CAP_MS: Final = 60_000
 
@@ -53,31 +53,51 @@ def start(turn: Turn) -> None:
 
 
 def poke(turn: Turn) -> None:
-    """Make every exchange that is not under way due now."""
-    turn.set_session(
-        due=dict.fromkeys(turn.session.due, turn.now), refetch_at=turn.now if turn.session.refetch_at else None
-    )
+    """Make every exchange that is not under way due now. A certificate that is in use is renewed in its own time."""
+    session = turn.session
+    keeps = {Duty.RENEWAL} if session.certificate is not None else set()
+    due = {duty: at if duty in keeps else turn.now for duty, at in session.due.items()}
+    turn.set_session(due=due, refetch_at=None if session.refetch_at is None else turn.now)
 
 
 def on_certificate_loaded(turn: Turn, event: CertificateLoaded) -> None:
     """Plan the renewal for when the configured part of the certificate's life is left."""
-    life = event.not_after - event.not_before
-    renew_at = WallMs(event.not_after - int(life * turn.known.settings.renewal_fraction))
-    due = SteadyMs(turn.now + max(0, renew_at - turn.wall))
-    turn.set_session(certificate=(event.not_before, event.not_after), due={**turn.session.due, Duty.RENEWAL: due})
+    not_before, not_after = event.validity or (turn.wall, turn.wall)
+    life = not_after - not_before
+    renew_at = WallMs(not_after - int(life * turn.known.settings.renewal_fraction))
+    # A certificate that a renewal brought and that wants renewing at once must not make the two go round.
+    pause = BACKOFF_BASE_MS[Duty.RENEWAL] if Duty.RENEWAL in turn.session.started else 0
+    due = SteadyMs(turn.now + max(pause, renew_at - turn.wall))
+    turn.set_session(certificate=event.validity, due={**turn.session.due, Duty.RENEWAL: due})
 
 
 def on_duty_finished(turn: Turn, event: DutyFinished) -> None:
     """Plan the next exchange of this kind."""
     duty, session = event.duty, turn.session
-    failures = 0 if event.ok else session.failures.get(duty, 0) + 1
-    turn.set_session(failures={**session.failures, duty: failures}, started=without(session.started, duty))
+    if duty not in session.started:
+        return turn.unexpected(f"no {duty} exchange is under way")
+    useful = event.ok and not _got_nowhere(turn, duty)
+    failures = 0 if useful else session.failures.get(duty, 0) + 1
+    pause = _pause_ms(turn, event) if useful else _retry_ms(event, failures)
+    changes: dict[str, Any] = {
+        "failures": {**session.failures, duty: failures},
+        "started": without(session.started, duty),
+        "due": {**session.due, duty: SteadyMs(turn.now + pause)},
+    }
     if event.ok:
-        turn.set_session(last_contact=turn.wall, last_success={**session.last_success, duty: turn.wall})
-    if duty is Duty.RENEWAL and event.ok:
-        return  # planned when the new certificate is loaded
-    delay = _pause_ms(turn, event) if event.ok else _retry_ms(event, failures)
-    turn.set_session(due={**turn.session.due, duty: SteadyMs(turn.now + delay)})
+        changes |= {"last_contact": turn.wall, "last_success": {**session.last_success, duty: turn.wall}}
+        if duty is Duty.RENEWAL and duty in session.due:
+            del changes["due"]  # planned when the new certificate was loaded
+    turn.set_session(**changes)
+
+
+def _got_nowhere(turn: Turn, duty: Duty) -> bool:
+    """Facts were handed out and none of them is delivered: whatever the reason, at once again would be for ever."""
+    if duty is not Duty.DELIVERY or turn.session.delivering is None:
+        return False
+    rollout_id, from_seq = turn.session.delivering
+    tracked = turn.known.rollouts.get(rollout_id)
+    return tracked is not None and tracked.delivered_seq < from_seq
 
 
 def _pause_ms(turn: Turn, event: DutyFinished) -> int:
@@ -87,8 +107,12 @@ def _pause_ms(turn: Turn, event: DutyFinished) -> int:
             return _spread(settings.poll_interval_s * 1000, event.jitter)
         case Duty.HEARTBEAT:
             return _spread(settings.heartbeat_interval_s * 1000, event.jitter)
-        case _:
+        case Duty.DISPATCH:
+            return max(0, turn.session.started[event.duty] + POLL_GAP_MS - turn.now)
+        case Duty.DELIVERY:
             return 0
+        case Duty.RENEWAL:  # it brought no certificate that could be loaded
+            return BACKOFF_CAP_MS[event.duty]
 
 
 def _spread(period_ms: int, jitter: float) -> int:
@@ -103,13 +127,19 @@ def _retry_ms(event: DutyFinished, failures: int) -> int:
 
 def order_due(turn: Turn) -> None:
     """Order every exchange whose time has come, as the last thing in every step."""
-    turn.set_session(seen=turn.now, seen_wall=turn.wall)
     _revive_lost(turn)
-    for duty in (duty for duty, due in turn.session.due.items() if due <= turn.now and duty is not Duty.DELIVERY):
-        _begin(turn, duty)
-        turn.order(Perform(duty=duty))
+    session = turn.session
+    for duty, due in session.due.items():
+        if due <= turn.now and duty is not Duty.DELIVERY and duty not in session.started:
+            _begin(turn, duty)
+            turn.order(Perform(duty=duty))
     _order_delivery(turn)
     _order_refetch(turn)
+
+
+def mark_seen(turn: Turn) -> None:
+    """The levels of the soak have been considered up to this moment; they need wake nobody again."""
+    turn.set_session(seen=turn.now, seen_wall=turn.wall)
 
 
 def _revive_lost(turn: Turn) -> None:
@@ -132,6 +162,7 @@ def _order_delivery(turn: Turn) -> None:
     first = backlog[0]
     from_seq = first.delivered_seq + 1
     _begin(turn, Duty.DELIVERY)
+    turn.set_session(delivering=(first.record.rollout_id, from_seq))
     turn.order(
         DeliverFacts(
             rollout_id=first.record.rollout_id,
@@ -144,8 +175,13 @@ def _order_delivery(turn: Turn) -> None:
 def _order_refetch(turn: Turn) -> None:
     held, at = turn.known.waiting, turn.session.refetch_at
     if held is not None and at is not None and at <= turn.now:
-        turn.set_session(refetch_at=None)
-        turn.order(FetchIntent(rollout_id=held.rollout_id))
+        fetch(turn, held.rollout_id)
+
+
+def fetch(turn: Turn, rollout_id: RolloutId) -> None:
+    """Order the held dispatch's manifest, and again should no answer come."""
+    turn.set_session(refetch_at=SteadyMs(turn.now + LOST_MS))
+    turn.order(FetchIntent(rollout_id=rollout_id))
 
 
 def plan_refetch(turn: Turn, jitter: float) -> None:
@@ -166,15 +202,17 @@ def next_wakeup(state: State, at: Moment) -> int | None:
 
 def _steady_instants(state: State) -> Iterator[SteadyMs]:
     known, session = state.known, state.session
-    backlog = bool(fact_backlog(known))
-    yield from (due for duty, due in session.due.items() if duty is not Duty.DELIVERY or backlog)
+    delivers = known.settings.serves_intent and bool(fact_backlog(known))
+    for duty, due in session.due.items():
+        if duty not in session.started and (duty is not Duty.DELIVERY or delivers):
+            yield due
     yield from (SteadyMs(since + LOST_MS) for since in session.started.values())
     if known.waiting is not None and session.refetch_at is not None:
         yield session.refetch_at
     match known.operation:
         case Realising(retry_at=int(retry_at)) | RollingBack(retry_at=int(retry_at)):
             yield retry_at
-        case Switching(due=due) | RollingBack(due=due):
+        case Realising(due=due) | Switching(due=due) | RollingBack(due=due):
             yield due
         case _:
             pass

@@ -30,7 +30,7 @@ from state_machine.values import (
     WallMs,
 )
 
-GATE_PROBE: Final = ProbeSpec(name="systemd-failed-units", kind="failed-units", mode=ProbeMode.ENFORCE)
+GATE_PROBE: Final = ProbeSpec(name="systemd-failed-units", kind="systemd-failed-units", mode=ProbeMode.ENFORCE)
 """The probe that a policy's `healthGate.systemdFailedUnits` adds to a host's own."""
 
 
@@ -93,6 +93,8 @@ class Tracked:
     """What to roll back to: what ran when the dispatch was acknowledged."""
     soak_ms: int = 0
     soak_from: SteadyMs | None = None
+    oldest_seq: int = 1
+    """The first fact that this host's journal holds: an adopted rollout's earlier ones went with the lost journal."""
     delivered_seq: int = 0
     refused_facts: int = 0
     rejected_at: SteadyMs | None = None
@@ -105,12 +107,23 @@ class Tracked:
 
 
 @attrs.frozen(kw_only=True)
+class Forgotten:
+    """What is left of a rollout that is no longer tracked: enough never to use a number of its facts twice (S7)."""
+
+    number: int
+    phase: Phase
+    last_seq: int
+
+
+@attrs.frozen(kw_only=True)
 class Realising:
     """The closure is being fetched (`retry_at` None) or will be tried again at `retry_at`."""
 
     op: OpId
     rollout_id: RolloutId
     closure: Closure
+    due: SteadyMs
+    """Past this the order counts as lost, and is given again: the worker's own deadline is well before."""
     failures: int = 0
     attempt: int = 1
     """Which try of the switch this prepares."""
@@ -192,6 +205,7 @@ class Known:
     stale_through: Mapping[Channel, WallMs] = attrs.field(factory=dict)
     """Manifests of the channel signed at or before this were once found stale and stay so (S8)."""
     rollouts: Mapping[RolloutId, Tracked] = attrs.field(factory=dict)
+    forgotten: Mapping[RolloutId, Forgotten] = attrs.field(factory=dict)
     next_number: int = 1
     active: RolloutId | None = None
     waiting: HeldDispatch | None = None
@@ -219,11 +233,11 @@ class Known:
 
     @property
     def judges(self) -> tuple[ProbeSpec, ...]:
-        """Every probe that judges the running system: the host's own and the policy's gate."""
+        """Every probe that judges the running system: the host's own, and the policy's gate in its own name."""
         current = self.current
-        if current is None or current.policy.max_failed_units is None:
+        if current is None or current.intent is None or current.intent.policy.max_failed_units is None:
             return self.topology
-        return (*self.topology, GATE_PROBE)
+        return (*(spec for spec in self.topology if spec.name != GATE_PROBE.name), GATE_PROBE)
 
     @property
     def newest_signature(self) -> WallMs | None:
@@ -238,10 +252,12 @@ class Session:
 
     seen: SteadyMs = SteadyMs(-1)
     seen_wall: WallMs = WallMs(-1)
-    """The instants up to which deadlines have been considered."""
+    """The instants up to which a `Tick` has considered the levels of a soak."""
     due: Mapping[Duty, SteadyMs] = attrs.field(factory=dict)
     """When each exchange is due next; a duty that is absent is under way or has nothing to do."""
     started: Mapping[Duty, SteadyMs] = attrs.field(factory=dict)
+    delivering: tuple[RolloutId, int] | None = None
+    """The rollout and the first number of the facts that were handed out last."""
     failures: Mapping[Duty, int] = attrs.field(factory=dict)
     last_contact: WallMs | None = None
     last_success: Mapping[Duty, WallMs] = attrs.field(factory=dict)

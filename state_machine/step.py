@@ -58,6 +58,7 @@ def _handle(turn: Turn, event: Event) -> None:
             intake.mark_all_stale(turn)
             activation.on_time(turn)
             health.judge(turn)
+            schedule.mark_seen(turn)
         case IntentVerified():
             intake.on_intent_verified(turn, event)
         case IntentRefused():

@@ -100,6 +100,10 @@ class Turn:
             return
         self.set(refusals={**lately, key: RefusalNote(at=self.now, detail=detail)})
 
+    def refused_lately(self, rollout_id: str) -> bool:
+        """Some refusal of this rollout is on record already."""
+        return any(key.endswith(f" {rollout_id}") for key in self._recent_refusals())
+
     def refusals_full(self) -> bool:
         """No further refusal would go on record now."""
         return len(self._recent_refusals()) >= REFUSALS_KEPT

@@ -123,6 +123,8 @@ class SwitchMethod(enum.StrEnum):
     DETACHED = "detached"
     DARWIN_ACTIVATE = "darwin-activate"
     DRY_RUN = "dry-run"
+    SWITCH_TO_CONFIGURATION = "switch-to-configuration"
+    """What other agents of protocol 1 send; never ours."""
 
 
 @attrs.frozen(kw_only=True)

@@ -1,0 +1,23 @@
+"""`nixfleet-agent`: with flags alone, the daemon; with a sub-command, a tool for the person at the host."""
+
+import os
+import sys
+
+from nixfleet_agent.options import from_environment, read_plain
+
+
+def main() -> int:
+    """Run the daemon if the command line is nothing but its flags; leave everything else to click."""
+    flags = read_plain(sys.argv[1:])
+    if flags is None or "_NIXFLEET_AGENT_COMPLETE" in os.environ:
+        from nixfleet_agent.cli import cli
+
+        cli(prog_name="nixfleet-agent")
+        return 0
+    from nixfleet_agent.launch import launch
+
+    return launch(flags, from_environment(os.environ))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""Hand each order to the worker that can carry it out. One row for each kind of order, and no decisions."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import assert_never
+
+import attrs
+import trio
+
+from evidence.errors import EvidenceError
+from nixfleet_agent.desk import AnswerError, Desk, RefusedError
+from nixfleet_agent.errors import AgentError
+from nixfleet_agent.identity import CertificateError
+from nixfleet_agent.probes.kinds import FailedUnitsProbe
+from nixfleet_agent.probes.worker import ProbeSet
+from nixfleet_agent.supervision import keep_going
+from nixfleet_agent.transport import TransportError
+from nixfleet_agent.workers.activation import ActivationWorker
+from nixfleet_agent.workers.certificate import CertificateWorker
+from nixfleet_agent.workers.dispatch import DispatchWorker
+from nixfleet_agent.workers.heartbeat import HeartbeatWorker
+from nixfleet_agent.workers.intent import IntentWorker
+from nixfleet_agent.workers.outbound import OutboundWorker
+from state_machine.actions import (
+    Abandon,
+    Action,
+    DeliverFacts,
+    FetchIntent,
+    ObserveSystem,
+    Perform,
+    Realise,
+    Refuse,
+    RestartProbes,
+    Rollback,
+    Switch,
+    Unexpected,
+)
+from state_machine.events import Duty, DutyFinished, SystemObserved
+from state_machine.system import SystemView
+from state_machine.values import Moment
+
+log = logging.getLogger(__name__)
+
+EXPECTED = (TransportError, AnswerError, CertificateError, AgentError, EvidenceError, OSError)
+"""What an exchange with the world may end in. Anything else is a defect, and for supervision to deal with."""
+
+
+@attrs.frozen(kw_only=True)
+class Workers:
+    """Everybody there is to give orders to."""
+
+    intent: IntentWorker
+    dispatch: DispatchWorker
+    heartbeat: HeartbeatWorker
+    outbound: OutboundWorker
+    certificate: CertificateWorker
+    activation: ActivationWorker
+    probes: ProbeSet
+
+
+class Applier:
+    """Callable with an action; returns at once. What takes time becomes a task of its own."""
+
+    def __init__(self, desk: Desk, workers: Workers, observe: Callable[[], SystemView], nursery: trio.Nursery) -> None:
+        self._desk = desk
+        self._workers = workers
+        self._observe = observe
+        self._nursery = nursery
+
+    def __call__(self, action: Action) -> None:
+        """Have the action carried out."""
+        workers = self._workers
+        match action:
+            case Perform(duty=duty):
+                self._start(duty.value, lambda: self._exchange(duty, self._work_of(duty)))
+            case DeliverFacts():
+                self._start("delivery", lambda: self._deliver(action))
+            case FetchIntent(rollout_id=rollout_id):
+                self._start("fetch-intent", lambda: workers.intent.fetch(rollout_id))
+            case Realise():
+                self._start("realise", lambda: workers.activation.realise(action))
+            case Abandon():
+                workers.activation.abandon(action)
+            case Switch():
+                self._start("switch", lambda: workers.activation.switch(action))
+            case Rollback():
+                self._start("rollback", lambda: workers.activation.roll_back(action))
+            case RestartProbes():
+                self._restart_probes(action)
+            case ObserveSystem():
+                self._start("observe", self._look)
+            case Refuse():
+                self._desk.telemetry.refusals[action.reason.value] += 1
+                fields = {"reason": action.reason.value, "rollout": action.rollout_id, "detail": action.detail}
+                log.warning("refused", extra={"fields": fields})
+            case Unexpected():
+                self._desk.telemetry.unexpected[action.event] += 1
+                log.debug("unexpected", extra={"fields": {"event": action.event, "detail": action.detail}})
+            case _:
+                assert_never(action)
+
+    def _start(self, name: str, work: Callable[[], Awaitable[object]]) -> None:
+        self._nursery.start_soon(keep_going, name, work, self._desk.telemetry.worker_restarts, name=name)
+
+    def _work_of(self, duty: Duty) -> Callable[[], Awaitable[object]]:
+        match duty:
+            case Duty.INTENT:
+                return self._workers.intent.poll
+            case Duty.DISPATCH:
+                return self._workers.dispatch.poll
+            case Duty.HEARTBEAT:
+                return self._workers.heartbeat.beat
+            case Duty.RENEWAL:
+                return self._workers.certificate.renew
+            case Duty.DELIVERY:
+                raise AssertionError("facts are delivered by DeliverFacts, which names them")
+            case _:
+                assert_never(duty)
+
+    async def _deliver(self, order: DeliverFacts) -> None:
+        async def send() -> bool:
+            return await self._workers.outbound.deliver(order)
+
+        await self._exchange(Duty.DELIVERY, send)
+
+    async def _exchange(self, duty: Duty, work: Callable[[], Awaitable[object]]) -> None:
+        """Do one exchange and say how it went. A failure is an ordinary outcome; `step` decides when to try again."""
+        began, retry_after_ms = self._desk.clock().mono_ms, None
+        try:
+            ok = await work() is not False
+        except EXPECTED as error:
+            ok = False
+            retry_after_ms = error.retry_after_ms if isinstance(error, RefusedError) else None
+            self._log_failure(duty, error)
+        at = self._desk.clock()
+        self._desk.telemetry.exchange_seconds[duty.value] = (at.mono_ms - began) / 1000
+        jitter = self._desk.jitter()
+        await self._desk.tell(DutyFinished(at=at, duty=duty, ok=ok, retry_after_ms=retry_after_ms, jitter=jitter))
+
+    def _log_failure(self, duty: Duty, error: BaseException) -> None:
+        """A long outage is one warning, not one a second."""
+        failures = self._desk.state().session.failures.get(duty, 0)
+        level = logging.WARNING if failures == 0 else logging.DEBUG
+        log.log(level, f"{duty.value} failed", extra={"fields": {"cause": str(error)}})
+
+    async def _look(self) -> None:
+        await self._desk.tell(SystemObserved(at=self._desk.clock(), system=self._observe()))
+
+    def _restart_probes(self, order: RestartProbes) -> None:
+        now = self._desk.clock()
+        activated = Moment(
+            wall_ms=now.wall_ms if order.activated_at is None else order.activated_at, mono_ms=now.mono_ms
+        )
+        extra = () if order.max_failed_units is None else (FailedUnitsProbe(max=order.max_failed_units),)
+        self._workers.probes.restart(activated, extra)

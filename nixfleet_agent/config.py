@@ -1,0 +1,230 @@
+"""The daemon's configuration, checked as a whole: every problem at once, each with what to do about it."""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+import attrs
+
+from nixfleet_agent.errors import ConfigurationError
+from nixfleet_agent.options import BY_NAME, Raw, is_true
+from state_machine.events import Settings
+from state_machine.values import HostName, SwitchMethod
+
+T = TypeVar("T")
+
+
+@attrs.frozen(kw_only=True)
+class Config:
+    """What the operator wants. Durations in seconds; paths are not opened here."""
+
+    control_plane_url: str
+    machine_id: HostName
+    poll_interval: int
+    heartbeat_interval: int
+    trust_file: Path
+    ca_cert: Path | None
+    client_cert: Path | None
+    client_key: Path
+    bootstrap_token_file: Path | None
+    state_dir: Path
+    ssh_host_key_file: Path
+    health_checks_config: Path | None
+    compliance_gate_mode: str
+    manifest_freshness_window_secs: int | None
+    renewal_threshold_fraction: float
+    sustained_failure: int
+    switch_timeout: int
+    tags: tuple[str, ...]
+    cache_urls: tuple[str, ...]
+    metrics_port: int | None
+    metrics_address: str
+    dry_run: bool
+    allow_insecure: bool
+    log_format: str
+    log_level: str
+    store: str
+    store_dir: Path
+    store_root: Path | None
+    profile: Path
+    current_system: Path
+    booted_system: Path
+    switch_lock: Path
+    boot_id_file: Path
+    switch_method: SwitchMethod
+
+    def settings(self) -> Settings:
+        """What `step` needs to know of it."""
+        return Settings(
+            machine_id=self.machine_id,
+            poll_interval_s=self.poll_interval,
+            heartbeat_interval_s=self.heartbeat_interval,
+            sustained_failure_s=self.sustained_failure,
+            freshness_cap_s=self.manifest_freshness_window_secs,
+            switch_method=SwitchMethod.DRY_RUN if self.dry_run else self.switch_method,
+            switch_timeout_s=self.switch_timeout,
+            renewal_fraction=self.renewal_threshold_fraction,
+        )
+
+
+class _Reader:
+    """Turns texts into values and collects what is wrong with them."""
+
+    def __init__(self, raw: Raw) -> None:
+        self.raw = raw
+        self.problems: list[str] = []
+
+    def wrong(self, name: str, what: str) -> None:
+        option = BY_NAME[name]
+        self.problems.append(f"{option.flag} ({option.variables[0]}): {what}")
+
+    def text(self, name: str) -> str | None:
+        given = self.raw.get(name)
+        return given[-1] if given else BY_NAME[name].default
+
+    def required(self, name: str) -> str:
+        value = self.text(name)
+        if not value:
+            self.wrong(name, "is required")
+        return value or ""
+
+    def parsed(self, name: str, parse: Callable[[str], T], what: str, fallback: T) -> T:
+        value = self.text(name)
+        if value is None:
+            return fallback
+        try:
+            return parse(value)
+        except ValueError:
+            self.wrong(name, f"{value!r} is not {what}")
+            return fallback
+
+    def seconds(self, name: str, least: int) -> int:
+        value = self.parsed(name, int, "a whole number of seconds", least)
+        if value < least:
+            self.wrong(name, f"{value} is too short, at least {least}")
+        return value
+
+    def path(self, name: str) -> Path | None:
+        value = self.text(name)
+        return None if value is None else Path(value)
+
+    def needed_path(self, name: str) -> Path:
+        return Path(self.required(name) or ".")
+
+    def flag(self, name: str) -> bool:
+        return is_true(self.text(name) or "")
+
+    def choice(self, name: str) -> str:
+        option, value = BY_NAME[name], self.text(name) or ""
+        if value not in option.choices:
+            self.wrong(name, f"{value!r} is not one of {', '.join(option.choices)}")
+        return value
+
+    def items(self, name: str) -> tuple[str, ...]:
+        return tuple(item.strip() for item in self.raw.get(name, ()) if item.strip())
+
+
+def read_config(raw: Raw) -> Config:
+    """Make a configuration of texts.
+
+    Raises:
+        ConfigurationError: with every problem found.
+    """
+    reader = _Reader(raw)
+    config = _build(reader)
+    if reader.problems:
+        raise ConfigurationError(problems=tuple(reader.problems))
+    return config
+
+
+def _build(reader: _Reader) -> Config:
+    port = reader.parsed("metrics_port", int, "a port number", -1)
+    if port > 65535:
+        reader.wrong("metrics_port", f"{port} is not a port number")
+    fraction = reader.parsed("renewal_threshold_fraction", float, "a fraction", 0.5)
+    if not 0 < fraction < 1:
+        reader.wrong("renewal_threshold_fraction", f"{fraction} is not between 0 and 1")
+    host_key = reader.needed_path("ssh_host_key_file")
+    return Config(
+        control_plane_url=_url(reader),
+        machine_id=HostName(_machine_id(reader)),
+        poll_interval=reader.seconds("poll_interval", 1),
+        heartbeat_interval=reader.seconds("heartbeat_interval", 1),
+        trust_file=reader.needed_path("trust_file"),
+        ca_cert=reader.path("ca_cert"),
+        client_cert=_client_cert(reader),
+        client_key=reader.path("client_key") or host_key,
+        bootstrap_token_file=reader.path("bootstrap_token_file"),
+        state_dir=reader.needed_path("state_dir"),
+        ssh_host_key_file=host_key,
+        health_checks_config=reader.path("health_checks_config"),
+        compliance_gate_mode=reader.choice("compliance_gate_mode"),
+        manifest_freshness_window_secs=_freshness(reader),
+        renewal_threshold_fraction=fraction,
+        sustained_failure=reader.seconds("sustained_failure", 0),
+        switch_timeout=reader.seconds("switch_timeout", 1),
+        tags=reader.items("tag"),
+        cache_urls=reader.items("cache_url"),
+        metrics_port=None if port < 0 else port,
+        metrics_address=reader.required("metrics_address"),
+        dry_run=reader.flag("dry_run"),
+        allow_insecure=reader.flag("allow_insecure"),
+        log_format=reader.choice("log_format"),
+        log_level=reader.choice("log_level"),
+        store=reader.choice("store"),
+        store_dir=reader.needed_path("store_dir"),
+        store_root=reader.path("store_root"),
+        profile=reader.needed_path("profile"),
+        current_system=reader.needed_path("current_system"),
+        booted_system=reader.needed_path("booted_system"),
+        switch_lock=reader.needed_path("switch_lock"),
+        boot_id_file=reader.needed_path("boot_id_file"),
+        switch_method=_method(reader),
+    )
+
+
+def _url(reader: _Reader) -> str:
+    text = reader.required("control_plane_url")
+    parts = urlsplit(text)
+    if text and (parts.scheme not in ("http", "https") or not parts.hostname):
+        reader.wrong("control_plane_url", f"{text!r} is not an https URL")
+    elif parts.scheme == "http" and not reader.flag("allow_insecure"):
+        reader.wrong("control_plane_url", "http is refused; use https, or --allow-insecure for an experiment")
+    return text.rstrip("/")
+
+
+def _machine_id(reader: _Reader) -> str:
+    text = reader.required("machine_id")
+    if text and (len(text) > 64 or not all(c.isascii() and (c.isalnum() or c in "-_.") for c in text)):
+        reader.wrong("machine_id", f"{text[:80]!r} is not a host name")
+    return text
+
+
+def _client_cert(reader: _Reader) -> Path | None:
+    cert = reader.path("client_cert")
+    if cert is None and not reader.flag("allow_insecure"):
+        reader.wrong("client_cert", "is required: where the client certificate is, or is to be written by enrolment")
+    return cert
+
+
+def _freshness(reader: _Reader) -> int | None:
+    if reader.text("manifest_freshness_window_secs") is None:
+        return None
+    return reader.seconds("manifest_freshness_window_secs", 1)
+
+
+def _method(reader: _Reader) -> SwitchMethod:
+    choice = reader.choice("switch_method")
+    if choice == "auto":
+        if sys.platform == "darwin":
+            return SwitchMethod.DARWIN_ACTIVATE
+        return SwitchMethod.SYSTEMD_RUN if os.path.isdir("/run/systemd/system") else SwitchMethod.DETACHED
+    return SwitchMethod(choice) if choice in set(SwitchMethod) else SwitchMethod.DETACHED
+
+
+def merge(flags: Raw, environment: Raw) -> Raw:
+    """What was given, with a flag before the environment."""
+    return {**environment, **flags}

@@ -1,0 +1,127 @@
+"""This host's client certificate: whose it is, how long it is good, how a new one is asked for.
+
+What a certificate says is read once, by a short-lived process, and remembered beside it under the hash of its bytes.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+
+from nixfleet_agent.commands import run
+from nixfleet_agent.errors import ConfigurationError
+from nixfleet_agent.files import read_limited, write_atomically
+from state_machine.values import HostName, WallMs
+
+CERTIFICATE_LIMIT: Final = 64 * 1024
+HELPER_TIMEOUT_S: Final = 30.0
+
+
+class CertificateError(Exception):
+    """A certificate or its key cannot be used."""
+
+
+@attrs.frozen(kw_only=True)
+class UnusableCertificateError(CertificateError):
+    """The certificate tool would not have it."""
+
+    problem: str
+
+    def __str__(self) -> str:
+        return self.problem
+
+
+@attrs.frozen(kw_only=True)
+class Certificate:
+    """What the certificate in `pem` says. `cn` is its common name; `fits_key`: it was made for the client key."""
+
+    pem: bytes
+    cn: str
+    not_before: WallMs
+    not_after: WallMs
+    fits_key: bool
+
+    def is_for(self, machine_id: HostName) -> bool:
+        """A control plane takes its bearer for that host: `agent-<id>.<suffix>`, or the bare id (section 1.1)."""
+        return self.cn == machine_id or self.cn.startswith(f"agent-{machine_id}.")
+
+
+async def make_csr(machine_id: HostName, key: Path) -> str:
+    """A PEM signing request for this host, signed by its own key.
+
+    Raises:
+        UnusableCertificateError: the key cannot sign one.
+    """
+    answer = await _ask({"do": "csr", "machine_id": machine_id, "key": str(key)})
+    return str(answer["csr_pem"])
+
+
+async def inspect(pem: bytes, key: Path, *, remember: Path | None = None) -> Certificate:
+    """Read a certificate. With `remember`, what it says is kept there for the next start.
+
+    Raises:
+        UnusableCertificateError: it cannot be read, or the key cannot.
+    """
+    stamp = hashlib.sha256(pem + _bytes_of(key)).hexdigest()
+    facts = _remembered(remember, stamp)
+    if facts is None:
+        facts = await _ask({"do": "inspect", "cert_pem": pem.decode("utf-8", "replace"), "key": str(key)})
+        if remember is not None:
+            write_atomically(remember, json.dumps({"stamp": stamp, "facts": facts}).encode())
+    return Certificate(
+        pem=pem,
+        cn=facts["cn"],
+        not_before=WallMs(facts["not_before_ms"]),
+        not_after=WallMs(facts["not_after_ms"]),
+        fits_key=facts["fits_key"],
+    )
+
+
+def require_own(certificate: Certificate, machine_id: HostName, path: Path) -> None:
+    """The certificate must have been issued for this machine, and for its key.
+
+    Raises:
+        ConfigurationError: naming both.
+    """
+    if not certificate.is_for(machine_id):
+        problem = (
+            f"--machine-id is {machine_id}, but the client certificate {path} was issued for "
+            f"{certificate.cn!r}; use that machine id, or remove the file and enrol again"
+        )
+        raise ConfigurationError(problems=(problem,))
+    if not certificate.fits_key:
+        problem = (
+            f"the client certificate {path} does not belong to the client key; remove it and enrol again, "
+            "or point --client-key at the key it was made for"
+        )
+        raise ConfigurationError(problems=(problem,))
+
+
+def _bytes_of(key: Path) -> bytes:
+    try:
+        return read_limited(key, CERTIFICATE_LIMIT) or b""
+    except OSError as error:
+        raise UnusableCertificateError(problem=f"{key}: {error.strerror}") from error
+
+
+def _remembered(path: Path | None, stamp: str) -> dict[str, Any] | None:
+    data = None if path is None else read_limited(path, CERTIFICATE_LIMIT)
+    try:
+        kept = json.loads(data) if data else {}
+    except ValueError:
+        return None  # torn by a crash: it is only a memory, and is made again
+    return kept["facts"] if isinstance(kept, dict) and kept.get("stamp") == stamp else None
+
+
+async def _ask(request: dict[str, str]) -> dict[str, Any]:
+    argv = [sys.executable, "-m", "nixfleet_agent.certificates"]
+    done = await run(argv, timeout_s=HELPER_TIMEOUT_S, stdin=json.dumps(request).encode())
+    if not done.ok:
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise UnusableCertificateError(problem=said[-1] if said else "the certificate tool failed without a word")
+    answer = json.loads(done.stdout)
+    assert isinstance(answer, dict)
+    return answer

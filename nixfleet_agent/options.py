@@ -1,0 +1,151 @@
+"""Every option of the daemon, in one table read by two readers.
+
+The resident process reads its command line with `read_plain`, which knows just enough for a service manager's use.
+Anything else (help, completion, a sub-command, a mistake) goes to click, built from the same table, in a process that
+soon ends: click and what it brings would stay in the daemon's memory for its whole life (measured: 5 MB).
+"""
+
+import enum
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+import attrs
+
+
+class Kind(enum.Enum):
+    """What the text of an option means."""
+
+    TEXT = "text"
+    PATH = "path"
+    SECONDS = "seconds"
+    NUMBER = "number"
+    FRACTION = "fraction"
+    FLAG = "flag"
+    LIST = "list"
+    CHOICE = "choice"
+
+
+@attrs.frozen(kw_only=True)
+class Option:
+    """One option. `env` lists its variables, the preferred first; a flag on the command line beats all of them."""
+
+    name: str
+    kind: Kind
+    help: str
+    default: str | None = None
+    env: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+
+    @property
+    def flag(self) -> str:
+        """As written on the command line."""
+        return "--" + self.name.replace("_", "-")
+
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """Environment variables that set it, the first that is set wins."""
+        return (f"NIXFLEET_AGENT_{self.name.upper()}", *self.env)
+
+
+def _option(name: str, kind: Kind, help: str, default: str | None = None, **more: tuple[str, ...]) -> Option:
+    return Option(name=name, kind=kind, help=help, default=default, **more)
+
+
+OPTIONS: Final[tuple[Option, ...]] = (
+    _option(
+        "control_plane_url", Kind.TEXT, "Base URL of the control plane, https.",
+        env=("NIXFLEET_AGENT_CP_URL", "NIXFLEET_CONTROL_PLANE_URL"),
+    ),
+    _option("machine_id", Kind.TEXT, "This host's name in the fleet.", env=("NIXFLEET_MACHINE_ID",)),
+    _option("poll_interval", Kind.SECONDS, "Time between looks at the signed intent, in seconds.", "60"),
+    _option("heartbeat_interval", Kind.SECONDS, "Time between heartbeats, in seconds.", "60"),
+    _option("trust_file", Kind.PATH, "trust.json: the keys whose signatures count.", "/etc/nixfleet/agent/trust.json"),
+    _option("ca_cert", Kind.PATH, "PEM of the CA that the control plane's certificate must come from.",
+            env=("NIXFLEET_CA_CERT",)),
+    _option("client_cert", Kind.PATH, "PEM of this host's client certificate; written by enrolment when absent.",
+            env=("NIXFLEET_CLIENT_CERT",)),
+    _option("client_key", Kind.PATH, "Its key: PKCS#8 PEM or the OpenSSH host key (default: the host key).",
+            env=("NIXFLEET_CLIENT_KEY",)),
+    _option("bootstrap_token_file", Kind.PATH, "One-time token for enrolment."),
+    _option("state_dir", Kind.PATH, "Journal, caches, switch records.", "/var/lib/nixfleet-agent"),
+    _option("ssh_host_key_file", Kind.PATH, "OpenSSH ed25519 key that signs evidence.",
+            "/etc/ssh/ssh_host_ed25519_key"),
+    _option("health_checks_config", Kind.PATH, "health-checks.json: what is probed."),
+    _option("compliance_gate_mode", Kind.CHOICE, "What evidence probes may do.", "auto",
+            choices=("auto", "disabled", "permissive", "enforce")),
+    _option("manifest_freshness_window_secs", Kind.SECONDS,
+            "Narrows the signed freshness window; never widens it. In seconds."),
+    _option("renewal_threshold_fraction", Kind.FRACTION,
+            "Renew the certificate when less than this part of its life is left.", "0.5"),
+    _option("sustained_failure", Kind.SECONDS,
+            "How long an enforce probe may fail where the policy does not say, in seconds.", "60"),
+    _option("switch_timeout", Kind.SECONDS, "Deadline of a switch, in seconds.", "300"),
+    _option("tag", Kind.LIST, "A tag of this host; repeat it, or separate by commas.", env=("NIXFLEET_TAGS",)),
+    _option("cache_url", Kind.LIST, "A binary cache to fetch closures from before the configured substituters.",
+            env=("NIXFLEET_CACHE_URL",)),
+    _option("metrics_port", Kind.NUMBER, "Serve Prometheus metrics and /healthz on this port (0: any free one).",
+            env=("NIXFLEET_METRICS_PORT",)),
+    _option("metrics_address", Kind.TEXT, "Address to serve them on.", "127.0.0.1"),
+    _option("dry_run", Kind.FLAG, "Show what a switch would do, and change nothing."),
+    _option("allow_insecure", Kind.FLAG, "Allow http:// to the control plane. For experiments only.",
+            env=("NIXFLEET_ALLOW_INSECURE",)),
+    _option("log_format", Kind.CHOICE, "auto: json under a service manager, human on a terminal.", "auto",
+            choices=("auto", "json", "human")),
+    _option("log_level", Kind.CHOICE, "How much to log.", "info", choices=("debug", "info", "warning", "error")),
+    _option("store", Kind.CHOICE, "Where closures live: the Nix store, or a plain directory.", "nix",
+            choices=("nix", "directory")),
+    _option("store_dir", Kind.PATH, "The store's directory.", "/nix/store"),
+    _option("store_root", Kind.PATH, "Run Nix against a store below this directory."),
+    _option("profile", Kind.PATH, "The system profile.", "/nix/var/nix/profiles/system"),
+    _option("current_system", Kind.PATH, "The link to the running system.", "/run/current-system"),
+    _option("booted_system", Kind.PATH, "The link to the booted system.", "/run/booted-system"),
+    _option("switch_lock", Kind.PATH, "The lock that switch-to-configuration takes.",
+            "/run/nixos/switch-to-configuration.lock"),
+    _option("boot_id_file", Kind.PATH, "Where the kernel tells one boot from another.",
+            "/proc/sys/kernel/random/boot_id"),
+    _option("switch_method", Kind.CHOICE, "How a switch is run: in a transient unit, or in a session of its own.",
+            "auto", choices=("auto", "systemd-run", "detached", "darwin-activate")),
+)  # fmt: skip
+
+BY_FLAG: Final[Mapping[str, Option]] = {option.flag: option for option in OPTIONS}
+BY_NAME: Final[Mapping[str, Option]] = {option.name: option for option in OPTIONS}
+
+Raw = dict[str, tuple[str, ...]]
+"""Texts per option name, as given; absent: not given anywhere."""
+
+_TRUE: Final = frozenset({"1", "true", "yes", "on"})
+
+
+def from_environment(environ: Mapping[str, str]) -> Raw:
+    """What the environment says. An empty variable counts as unset, as units tend to pass them."""
+    raw: Raw = {}
+    for option in OPTIONS:
+        text = next((environ[name] for name in option.variables if environ.get(name)), None)
+        if text is not None:
+            raw[option.name] = tuple(text.split(",")) if option.kind is Kind.LIST else (text,)
+    return raw
+
+
+def read_plain(argv: Sequence[str]) -> Raw | None:
+    """The command line, if it is nothing but `--flag value` and `--flag=value`; None: this is for click."""
+    raw: Raw = {}
+    words = iter(argv)
+    for word in words:
+        flag, equals, text = word.partition("=")
+        option = BY_FLAG.get(flag)
+        if option is None or (equals and option.kind is Kind.FLAG):
+            return None
+        if option.kind is Kind.FLAG:
+            text = "true"
+        elif not equals:
+            value = next(words, None)
+            if value is None or value.startswith("--"):
+                return None
+            text = value
+        raw[option.name] = (*raw.get(option.name, ()), text) if option.kind is Kind.LIST else (text,)
+    return raw
+
+
+def is_true(text: str) -> bool:
+    """Whether a flag's variable means yes."""
+    return text.strip().lower() in _TRUE

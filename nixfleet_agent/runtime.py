@@ -1,0 +1,217 @@
+"""The loop: one bounded channel, one task that holds the state, one journal. Commit first, act second.
+
+The reducer takes whatever events wait, works them out with `step`, commits the durable ones with their facts in one
+transaction, and only then hands the orders to the applier. While the disk works nothing waits for it but the
+reducer itself, and what arrives meanwhile shares the next commit.
+
+When the journal cannot be written, nothing durable happens: such events are held back and tried again, while
+everything that needs no memory (heartbeats, polls, probes) goes on.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final, Protocol
+
+import attrs
+import trio
+
+from nixfleet_agent.journal.errors import JournalWriteError
+from nixfleet_agent.telemetry import Telemetry
+from state_machine.actions import Action
+from state_machine.events import Event, ProbeObserved, Tick
+from state_machine.facts import RolloutFact
+from state_machine.schedule import next_wakeup
+from state_machine.state import Known, State
+from state_machine.step import step
+from state_machine.turn import Step
+from state_machine.values import Moment
+
+CHANNEL_SIZE: Final = 64
+BATCH: Final = 256
+HELD_BACK_MAX: Final = 1000
+JOURNAL_RETRY_S: Final = 5.0
+CHECKPOINT_EVERY: Final = 500
+log = logging.getLogger(__name__)
+
+Entry = tuple[Event, tuple[RolloutFact, ...]]
+
+
+class Ledger(Protocol):
+    """The journal as the runtime uses it. Synchronous: the runtime decides where it runs."""
+
+    @property
+    def entries_since_checkpoint(self) -> int:
+        """How many entries a restart would have to fold."""
+        ...
+
+    def append(self, batch: Sequence[Entry]) -> object:
+        """Commit the entries in one transaction.
+
+        Raises:
+            JournalWriteError: nothing was committed.
+        """
+        ...
+
+    def save_checkpoint(self, known: Known) -> None:
+        """Make the next restart fast."""
+        ...
+
+
+InThread = Callable[..., Awaitable[object]]
+
+
+@attrs.frozen(kw_only=True)
+class _Worked:
+    event: Event
+    step: Step
+
+
+class Runtime:
+    """Owns the state. Workers reach it through `tell`; orders leave through `apply`.
+
+    `after_turn` is called with the state whenever the reducer has turned, and every `wake_s` seconds in any case.
+    """
+
+    def __init__(
+        self,
+        *,
+        state: State,
+        ledger: Ledger,
+        clock: Callable[[], Moment],
+        telemetry: Telemetry,
+        after_turn: Callable[[State], None] = lambda state: None,
+        wake_s: float | None = None,
+        in_thread: InThread = trio.to_thread.run_sync,
+    ) -> None:
+        self._state = state
+        self._ledger = ledger
+        self._clock = clock
+        self._telemetry = telemetry
+        self._after_turn = after_turn
+        self._wake_s = wake_s
+        self._in_thread = in_thread
+        self._send, self._receive = trio.open_memory_channel[Event](CHANNEL_SIZE)
+        self._held_back: list[Event] = []
+        self._retry_at = 0.0
+        self._turned = trio.Event()
+
+    def state(self) -> State:
+        """The state now. A frozen value: nobody but the reducer can change it."""
+        return self._state
+
+    async def tell(self, event: Event) -> None:
+        """Hand an event to the reducer; waits while its channel is full."""
+        await self._send.send(event)
+
+    async def turned(self) -> None:
+        """Wait until the reducer has turned once more."""
+        await self._turned.wait()
+
+    async def reduce(self, apply: Callable[[Action], None]) -> None:
+        """Take events for ever. A crash in here is a defect and ends the process."""
+        while True:
+            events = await self._next_events()
+            if events:
+                await self._turn(events, apply)
+            self._after_turn(self._state)
+
+    async def _next_events(self) -> list[Event]:
+        """Whatever waits, at least one; nothing when it is time to feed the watchdog or to try the journal again."""
+        limit_s = JOURNAL_RETRY_S if self._held_back else self._wake_s
+        events: list[Event] = []
+        if self._held_back and trio.current_time() >= self._retry_at:
+            events, self._held_back = self._held_back, []
+            return events
+        with trio.move_on_after(float("inf") if limit_s is None else limit_s):
+            events.append(await self._receive.receive())
+        while events and len(events) < BATCH:
+            try:
+                events.append(self._receive.receive_nowait())
+            except trio.WouldBlock:
+                break
+        return events
+
+    async def _turn(self, events: list[Event], apply: Callable[[Action], None]) -> None:
+        state, worked = self._work_out(events)
+        durable = [(item.event, item.step.facts) for item in worked if item.step.durable]
+        if durable and not await self._commit(durable):
+            return self._go_on_without_journal(worked, apply)
+        self._state = state
+        for item in worked:
+            self._carry_out(item, apply)
+        self._announce()
+        await self._checkpoint()
+
+    def _work_out(self, events: Sequence[Event]) -> tuple[State, list[_Worked]]:
+        state, worked = self._state, []
+        for event in events:
+            self._telemetry.events[type(event).__name__] += 1
+            outcome = step(state, event)
+            state = outcome.state
+            worked.append(_Worked(event=event, step=outcome))
+        return state, worked
+
+    async def _commit(self, durable: Sequence[Entry]) -> bool:
+        try:
+            await self._in_thread(self._ledger.append, durable)
+        except JournalWriteError as error:
+            self._telemetry.journal_errors += 1
+            if self._telemetry.journal_stuck is None:
+                fields = {"error": str(error)}
+                log.error("the journal cannot be written; nothing new is begun until it can", extra={"fields": fields})
+            self._telemetry.journal_stuck = str(error)
+            self._retry_at = trio.current_time() + JOURNAL_RETRY_S
+            return False
+        if self._telemetry.journal_stuck is not None:
+            log.info("the journal can be written again")
+            self._telemetry.journal_stuck = None
+        return True
+
+    def _go_on_without_journal(self, worked: Sequence[_Worked], apply: Callable[[Action], None]) -> None:
+        """Do what needs no memory, one event at a time; keep the rest for later, in order."""
+        for item in worked:
+            outcome = step(self._state, item.event)
+            if outcome.durable:
+                self._hold_back(item.event)
+            else:
+                self._state = outcome.state
+                self._carry_out(_Worked(event=item.event, step=outcome), apply)
+        self._announce()
+
+    def _hold_back(self, event: Event) -> None:
+        # A probe says the same again soon; an answer to an order comes only once.
+        if isinstance(event, Tick | ProbeObserved) or len(self._held_back) >= HELD_BACK_MAX:
+            return
+        self._held_back.append(event)
+
+    def _carry_out(self, item: _Worked, apply: Callable[[Action], None]) -> None:
+        for fact in item.step.facts:
+            kind = type(fact.fact).__name__
+            log.info(kind, extra={"fields": {"rollout": fact.rollout_id, "seq": fact.fact.seq, "event": kind}})
+        for action in item.step.actions:
+            apply(action)
+
+    def _announce(self) -> None:
+        turned, self._turned = self._turned, trio.Event()
+        turned.set()
+
+    async def _checkpoint(self) -> None:
+        if self._ledger.entries_since_checkpoint < CHECKPOINT_EVERY:
+            return
+        try:
+            await self._in_thread(self._ledger.save_checkpoint, self._state.known)
+        except JournalWriteError as error:
+            log.warning("no checkpoint could be written", extra={"fields": {"error": str(error)}})
+
+    async def alarm(self) -> None:
+        """Sleep until the next deadline that the state names, and say so. Deadlines, not tickers."""
+        while True:
+            turned = self._turned
+            wait_ms = next_wakeup(self._state, self._clock())
+            if self._telemetry.journal_stuck is not None and wait_ms is not None:
+                wait_ms = max(wait_ms, 1000)  # what is due cannot be done: do not ask for it in a busy loop
+            with trio.move_on_after(float("inf") if wait_ms is None else wait_ms / 1000) as sleep:
+                await turned.wait()
+            if sleep.cancelled_caught:
+                await self.tell(Tick(at=self._clock()))
+                await turned.wait()

@@ -1,0 +1,166 @@
+"""HTTP to the control plane: whole-request deadlines, bounded bodies, one typed error for each way it can fail.
+
+httpx has no deadline for a whole request and reads any amount; both limits are drawn here, so that a peer that
+dribbles or floods costs one request and no memory.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from email.utils import parsedate_to_datetime
+from typing import Final
+
+import attrs
+import httpx
+import trio
+
+from nixfleet_agent import __version__
+from state_machine.values import WallMs
+from wire.endpoints import AGENT_VERSION_HEADER, PROTOCOL_HEADER, PROTOCOL_VERSION
+
+CONNECT_TIMEOUT_S: Final = 10.0
+REQUEST_TIMEOUT_S: Final = 30.0
+RESPONSE_LIMIT: Final = 1024 * 1024
+
+
+class TransportError(Exception):
+    """No usable answer came. It may be different next time."""
+
+
+@attrs.frozen(kw_only=True)
+class UnreachableError(TransportError):
+    """The control plane cannot be talked to: network, TLS or time."""
+
+    url: str
+    cause: str
+
+    def __str__(self) -> str:
+        return f"{self.url}: {self.cause}"
+
+
+@attrs.frozen(kw_only=True)
+class BodyTooLargeError(TransportError):
+    """The answer was longer than anything honest."""
+
+    url: str
+    limit: int
+
+    def __str__(self) -> str:
+        return f"{self.url}: the answer is longer than {self.limit} bytes"
+
+
+@attrs.frozen(kw_only=True)
+class Answer:
+    """A complete HTTP answer. `retry_after_ms` is what its header asked for, if anything."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+    retry_after_ms: int | None = None
+
+    @property
+    def ok(self) -> bool:
+        """A 2xx."""
+        return 200 <= self.status < 300
+
+
+class Connection:
+    """One TLS identity's pool of connections. It closes itself when it was retired and its last request is over."""
+
+    def __init__(self, base_url: str, transport: httpx.AsyncBaseTransport) -> None:
+        self._client = httpx.AsyncClient(
+            base_url=base_url,
+            transport=transport,
+            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
+            headers={
+                PROTOCOL_HEADER: PROTOCOL_VERSION,
+                AGENT_VERSION_HEADER: __version__,
+                "User-Agent": f"nixfleet-agent/{__version__}",
+                "Accept-Encoding": "identity",
+            },
+            trust_env=False,
+        )
+        self._users = 0
+        self._retired = False
+
+    async def request(
+        self,
+        method: str,
+        path: str,
+        *,
+        now: WallMs,
+        json: object = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+        limit: int = RESPONSE_LIMIT,
+    ) -> Answer:
+        """Send a request and read its whole answer. `now` is for a `Retry-After` that names a date.
+
+        Raises:
+            UnreachableError: no answer within `timeout_s`, or none at all.
+            BodyTooLargeError: more than `limit` bytes.
+        """
+        async with self._in_use():
+            try:
+                with trio.fail_after(timeout_s):
+                    return await self._exchange(method, path, now, json, headers, limit)
+            except trio.TooSlowError as error:
+                raise UnreachableError(url=path, cause=f"no complete answer within {timeout_s:g} s") from error
+            except (httpx.HTTPError, httpx.InvalidURL, httpx.CookieConflict) as error:
+                raise UnreachableError(url=path, cause=_cause(error)) from error
+
+    async def _exchange(
+        self,
+        method: str,
+        path: str,
+        now: WallMs,
+        json: object,
+        headers: Mapping[str, str] | None,
+        limit: int,
+    ) -> Answer:
+        body = bytearray()
+        async with self._client.stream(method, path, json=json, headers=headers) as response:
+            async for chunk in response.aiter_raw():
+                body += chunk
+                if len(body) > limit:
+                    raise BodyTooLargeError(url=path, limit=limit)
+            return Answer(
+                status=response.status_code,
+                headers=response.headers,
+                body=bytes(body),
+                retry_after_ms=_retry_after_ms(response.headers.get("Retry-After"), now),
+            )
+
+    @asynccontextmanager
+    async def _in_use(self) -> AsyncIterator[None]:
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if self._retired and self._users == 0:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
+                    await self._client.aclose()
+
+    async def retire(self) -> None:
+        """Take no further part; requests under way end undisturbed, so that a renewal leaves no gap."""
+        self._retired = True
+        if self._users == 0:
+            await self._client.aclose()
+
+
+def _retry_after_ms(text: str | None, now: WallMs) -> int | None:
+    """`Retry-After`: seconds or a date (RFC 9110 section 10.2.3). Nonsense counts as not said."""
+    if text is None:
+        return None
+    if text.isascii() and text.isdigit():
+        return min(int(text[:9]), 10**9) * 1000
+    try:
+        return max(0, int(parsedate_to_datetime(text).timestamp() * 1000) - now)
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _cause(error: BaseException) -> str:
+    text = str(error) or type(error).__name__
+    below = error.__cause__ or error.__context__
+    return text if below is None or str(below) in ("", text) else f"{text} ({below})"

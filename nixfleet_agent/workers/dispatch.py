@@ -1,0 +1,55 @@
+"""The long-poll: wait for the control plane to route something here, and say what it was (protocol section 3.4)."""
+
+from collections.abc import Callable
+from typing import Final
+
+from nixfleet_agent.desk import Desk, NotJsonAnswerError, read_json
+from state_machine.events import DispatchReceived
+from state_machine.system import SystemView
+from wire.codec import decode
+from wire.endpoints import DISPATCH
+from wire.errors import WireError
+from wire.messages import Dispatch
+
+GRACE_S: Final = 5.0
+"""How much longer than the asked-for wait the answer may take."""
+
+
+class DispatchWorker:
+    """Answers with `DispatchReceived`, or with nothing when nothing came."""
+
+    def __init__(self, desk: Desk, observe: Callable[[], SystemView]) -> None:
+        self._desk = desk
+        self._observe = observe
+
+    async def poll(self) -> None:
+        """One long-poll.
+
+        Raises:
+            TransportError, AnswerError: it failed.
+        """
+        wait_s = self._desk.state().known.settings.long_poll_wait_s
+        path = f"{DISPATCH}?wait={wait_s}"
+        answer = await self._desk.uplink.ask("GET", path, timeout_s=wait_s + GRACE_S)
+        if answer.status == 204 or (answer.ok and not answer.body.strip()):
+            return
+        value = read_json(DISPATCH, answer)
+        if value is None:
+            return
+        try:
+            dispatch = decode(Dispatch, value)
+        except WireError as error:
+            raise NotJsonAnswerError(path=DISPATCH, problem=str(error)) from error
+        await self._desk.tell(
+            DispatchReceived(
+                at=self._desk.clock(),
+                hostname=dispatch.hostname,
+                rollout_id=dispatch.rollout_id,
+                target_closure=dispatch.target_closure,
+                running=self._observe().running,
+                soak_due_at=dispatch.soak_due_at,
+                soak_s=dispatch.soak_secs,
+                kind=dispatch.kind,
+                reason=dispatch.reason,
+            )
+        )

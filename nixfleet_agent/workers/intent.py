@@ -1,0 +1,206 @@
+"""Fetch signed intent, prove it, keep it: the worker behind `FetchIntent` and the intent duty.
+
+What was fetched lies in a cache on disk and is proved again at every read. When the control plane cannot be reached
+the cache answers, so that a host can go on with what is under way; whether it is still fresh is decided in `step`.
+Every artifact that proved is also kept under its digest, for an auditor.
+"""
+
+import logging
+from pathlib import Path
+from typing import Final
+
+import attrs
+import trio
+
+from evidence.artifacts import Verified, verify_fleet, verify_manifest
+from evidence.canonical import ARTIFACT_LIMIT
+from evidence.errors import EvidenceError
+from evidence.project import project
+from evidence.trust import KeySlot, load_trust
+from nixfleet_agent.desk import Desk, RefusedError, refused
+from nixfleet_agent.files import read_limited, write_atomically
+from nixfleet_agent.transport import TransportError
+from state_machine.events import Event, IntentRefused, IntentVerified, VerifiedIntent
+from state_machine.intent import Fleet
+from state_machine.values import Reason, RolloutId, is_rollout_id
+from wire.endpoints import FLEET, FLEET_SIGNATURE, ROLLOUT, ROLLOUT_SIGNATURE
+
+SIGNATURE_LIMIT: Final = 4096
+ARTIFACTS_KEPT: Final = 512
+log = logging.getLogger(__name__)
+
+
+@attrs.frozen(kw_only=True)
+class Document:
+    """An artifact as received. `etag` tells the server which bytes we have."""
+
+    data: bytes
+    signature: bytes
+    etag: str | None = None
+
+
+@attrs.frozen(kw_only=True)
+class _Memo:
+    """The last proof, so that an unchanged artifact under an unchanged trust file is not proved every minute."""
+
+    trust: tuple[int, int, int]
+    fleet: Document
+    manifest: Document
+    intent: VerifiedIntent
+
+
+class DocumentCache:
+    """Artifacts on disk: the newest by name, and everything that proved by digest."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self._named = state_dir / "intent"
+        self._kept = state_dir / "artifacts"
+        for directory in (self._named, self._named / "rollouts", self._kept):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def read(self, name: str) -> Document | None:
+        """The artifact last saved as `name`; whether it proves is for the caller to see."""
+        data = read_limited(self._named / f"{name}.json", ARTIFACT_LIMIT)
+        signature = read_limited(self._named / f"{name}.json.sig", SIGNATURE_LIMIT)
+        return None if data is None or signature is None else Document(data=data, signature=signature)
+
+    def save(self, name: str, digest: str, document: Document) -> None:
+        """Keep an artifact that proved."""
+        for path in (self._named / f"{name}.json", self._kept / f"{digest}.json"):
+            if read_limited(path, ARTIFACT_LIMIT) != document.data:
+                write_atomically(path, document.data)
+            if read_limited(path.with_name(path.name + ".sig"), SIGNATURE_LIMIT) != document.signature:
+                write_atomically(path.with_name(path.name + ".sig"), document.signature)
+        self._forget_oldest()
+
+    def _forget_oldest(self) -> None:
+        kept = sorted(self._kept.glob("*.json"), key=lambda path: path.stat().st_mtime)
+        for path in kept[: max(0, len(kept) - ARTIFACTS_KEPT)]:
+            path.unlink()
+            path.with_name(path.name + ".sig").unlink(missing_ok=True)
+
+
+class IntentWorker:
+    """Answers with `IntentVerified` or `IntentRefused`."""
+
+    def __init__(self, desk: Desk, cache: DocumentCache) -> None:
+        self._desk = desk
+        self._cache = cache
+        self._memory: dict[str, Document] = {}
+        self._memo: _Memo | None = None
+        self._turn = trio.Lock()
+
+    async def poll(self) -> None:
+        """Look at what the fleet says is current for this host.
+
+        Raises:
+            TransportError, RefusedError: the control plane has no answer; the duty has failed.
+        """
+        async with self._turn:
+            fleet_document = await self._fetch("fleet.resolved", FLEET, FLEET_SIGNATURE)
+            try:
+                rollout_id = self._current_rollout(self._prove_fleet(fleet_document).value)
+            except EvidenceError as error:
+                return await self._tell_refused(None, error.reason, str(error), final=True)
+            if rollout_id is None:
+                detail = f"the fleet has no rollout for {self._desk.config.machine_id}"
+                return await self._tell_refused(None, Reason.MISSING, detail, final=True)
+            await self._desk.tell(await self._pair(rollout_id, fleet_document))
+
+    async def fetch(self, rollout_id: RolloutId) -> None:
+        """Get and prove one rollout's manifest and its fleet, out of turn."""
+        async with self._turn:
+            try:
+                event = await self._pair(rollout_id, await self._fetch("fleet.resolved", FLEET, FLEET_SIGNATURE))
+            except (TransportError, RefusedError) as error:
+                event = self._from_cache(rollout_id, error)
+            await self._desk.tell(event)
+
+    async def _pair(self, rollout_id: RolloutId, fleet: Document) -> Event:
+        """Fetch the manifest and prove both. A pair caught in the middle of a re-signing is fetched once more."""
+        manifest = await self._fetch_manifest(rollout_id)
+        event = self._prove(rollout_id, fleet, manifest)
+        if isinstance(event, IntentRefused) and event.reason in (Reason.BAD_SIGNATURE, Reason.MANIFEST_MISMATCH):
+            self._memory.clear()
+            fleet = await self._fetch("fleet.resolved", FLEET, FLEET_SIGNATURE)
+            event = self._prove(rollout_id, fleet, await self._fetch_manifest(rollout_id))
+        return event
+
+    async def _fetch_manifest(self, rollout_id: RolloutId) -> Document:
+        name = f"rollouts/{rollout_id}"
+        path, signature = ROLLOUT.format(rollout_id=rollout_id), ROLLOUT_SIGNATURE.format(rollout_id=rollout_id)
+        return await self._fetch(name, path, signature)
+
+    async def _fetch(self, name: str, path: str, signature_path: str) -> Document:
+        known = self._memory.get(name)
+        headers = {"If-None-Match": known.etag} if known is not None and known.etag else None
+        answer = await self._desk.uplink.ask("GET", path, headers=headers, limit=ARTIFACT_LIMIT)
+        if answer.status == 304 and known is not None:
+            return known
+        if not answer.ok:
+            raise refused(path, answer)
+        signature = await self._desk.uplink.ask("GET", signature_path, limit=SIGNATURE_LIMIT)
+        if not signature.ok:
+            raise refused(signature_path, signature)
+        document = Document(data=answer.body, signature=signature.body, etag=answer.headers.get("ETag"))
+        self._memory = {**{k: v for k, v in self._memory.items() if k == "fleet.resolved"}, name: document}
+        return document
+
+    def _from_cache(self, rollout_id: RolloutId, error: TransportError | RefusedError) -> Event:
+        fleet, manifest = self._cache.read("fleet.resolved"), self._cache.read(f"rollouts/{rollout_id}")
+        if fleet is not None and manifest is not None:
+            event = self._prove(rollout_id, fleet, manifest)
+            if isinstance(event, IntentVerified):
+                return event
+        # Only "there is no such rollout" is an answer; anything else may be different next time.
+        final = isinstance(error, RefusedError) and error.status == 404
+        return self._refused(rollout_id, Reason.MISSING, str(error), final=final)
+
+    def _prove(self, rollout_id: RolloutId, fleet: Document, manifest: Document) -> Event:
+        at, memo, trust = self._desk.clock(), self._memo, self._trust_stamp()
+        if memo is not None and (memo.trust, memo.fleet, memo.manifest) == (trust, fleet, manifest):
+            return IntentVerified(at=at, intent=memo.intent)
+        try:
+            slot = self._slot()
+            proven_fleet = self._prove_fleet(fleet)
+            proven = verify_manifest(manifest.data, manifest.signature, slot, at.wall_ms, rollout=rollout_id)
+            intent = project(proven_fleet, proven, self._desk.config.machine_id)
+        except EvidenceError as error:
+            final = error.reason is not Reason.NO_TRUST_ROOTS  # that one is this host's own trouble
+            return self._refused(rollout_id, error.reason, str(error), final=final)
+        self._cache.save("fleet.resolved", proven_fleet.digest, fleet)
+        self._cache.save(f"rollouts/{rollout_id}", proven.digest, manifest)
+        if slot.retire_at is None:
+            self._memo = _Memo(trust=trust, fleet=fleet, manifest=manifest, intent=intent)
+        return IntentVerified(at=at, intent=intent)
+
+    def _prove_fleet(self, document: Document) -> Verified[Fleet]:
+        return verify_fleet(document.data, document.signature, self._slot(), self._desk.clock().wall_ms)
+
+    def _slot(self) -> KeySlot:
+        return load_trust(self._desk.config.trust_file).ci_release_key
+
+    def _trust_stamp(self) -> tuple[int, int, int]:
+        try:
+            stat = self._desk.config.trust_file.stat()
+        except OSError:
+            return (0, 0, 0)
+        return (stat.st_ino, stat.st_mtime_ns, stat.st_size)
+
+    def _current_rollout(self, fleet: Fleet) -> RolloutId | None:
+        host = fleet.hosts.get(self._desk.config.machine_id)
+        rollout_id = "" if host is None else f"{host.channel}@{fleet.meta.ci_commit or ''}"
+        return RolloutId(rollout_id) if is_rollout_id(rollout_id) else None
+
+    def _refused(self, rollout_id: RolloutId | None, reason: Reason, detail: str, *, final: bool) -> IntentRefused:
+        return IntentRefused(
+            at=self._desk.clock(),
+            rollout_id=rollout_id,
+            reason=reason,
+            detail=detail[:512],
+            final=final,
+            jitter=self._desk.jitter(),
+        )
+
+    async def _tell_refused(self, rollout_id: RolloutId | None, reason: Reason, detail: str, *, final: bool) -> None:
+        await self._desk.tell(self._refused(rollout_id, reason, detail, final=final))
