@@ -76,7 +76,8 @@ def on_duty_finished(turn: Turn, event: DutyFinished) -> None:
     duty, session = event.duty, turn.session
     if duty not in session.started:
         return turn.unexpected(f"no {duty} exchange is under way")
-    useful = event.ok and not _got_nowhere(turn, duty)
+    stuck = _stuck(turn) if duty is Duty.DELIVERY else 0
+    useful = event.ok and not stuck
     failures = 0 if useful else session.failures.get(duty, 0) + 1
     pause = _pause_ms(turn, event) if useful else _retry_ms(event, failures)
     changes: dict[str, Any] = {
@@ -84,6 +85,8 @@ def on_duty_finished(turn: Turn, event: DutyFinished) -> None:
         "started": without(session.started, duty),
         "due": {**session.due, duty: SteadyMs(turn.now + pause)},
     }
+    if duty is Duty.DELIVERY:
+        changes["stuck"] = stuck
     if event.ok:
         changes |= {"last_contact": turn.wall, "last_success": {**session.last_success, duty: turn.wall}}
         if duty is Duty.RENEWAL and duty in session.due:
@@ -91,13 +94,16 @@ def on_duty_finished(turn: Turn, event: DutyFinished) -> None:
     turn.set_session(**changes)
 
 
-def _got_nowhere(turn: Turn, duty: Duty) -> bool:
-    """Facts were handed out and none of them is delivered: whatever the reason, at once again would be for ever."""
-    if duty is not Duty.DELIVERY or turn.session.delivering is None:
-        return False
+def _stuck(turn: Turn) -> int:
+    """The number of the rollout of which facts were handed out and none is delivered, whatever the reason; else 0.
+
+    To try that one again at once would be for ever.
+    """
+    if turn.session.delivering is None:
+        return 0
     rollout_id, from_seq = turn.session.delivering
     tracked = turn.known.rollouts.get(rollout_id)
-    return tracked is not None and tracked.delivered_seq < from_seq
+    return tracked.number if tracked is not None and tracked.delivered_seq < from_seq else 0
 
 
 def _pause_ms(turn: Turn, event: DutyFinished) -> int:
@@ -159,7 +165,8 @@ def _order_delivery(turn: Turn) -> None:
         return
     if not turn.known.settings.serves_intent or not (backlog := fact_backlog(turn.known)):
         return
-    first = backlog[0]
+    # One rollout whose facts will not go through must not stand in the way of the others.
+    first = next((tracked for tracked in backlog if tracked.number > session.stuck), backlog[0])
     from_seq = first.delivered_seq + 1
     _begin(turn, Duty.DELIVERY)
     turn.set_session(delivering=(first.record.rollout_id, from_seq))

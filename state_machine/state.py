@@ -258,6 +258,8 @@ class Session:
     started: Mapping[Duty, SteadyMs] = attrs.field(factory=dict)
     delivering: tuple[RolloutId, int] | None = None
     """The rollout and the first number of the facts that were handed out last."""
+    stuck: int = 0
+    """The number (`Tracked.number`) of a rollout whose facts got nowhere last time; others go first."""
     failures: Mapping[Duty, int] = attrs.field(factory=dict)
     last_contact: WallMs | None = None
     last_success: Mapping[Duty, WallMs] = attrs.field(factory=dict)

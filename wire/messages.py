@@ -2,7 +2,8 @@
 
 Fields carry Python names; `wire.codec` writes them in camelCase except for the classes in `SNAKE_CASE`. A class says
 what a well-formed body is, never whether to believe it: texts that a control plane sends and that `step` must be able
-to refuse by name (`Dispatch`, `HostRolloutSnapshot`) are plain strings here.
+to refuse by name (`Dispatch`, `HostRolloutSnapshot`) are plain strings here, of a limited length because the refusal
+quotes them.
 """
 
 from collections.abc import Mapping
@@ -14,7 +15,7 @@ from state_machine.events import DispatchKind
 from state_machine.facts import Fact
 from state_machine.values import Closure, HostName, Phase, RolloutId, WallMs
 from wire.json_value import JsonValue
-from wire.presence import OMIT_DEFAULT, WRITE_NULL
+from wire.presence import OMIT_DEFAULT, SHORT_TEXT, WRITE_NULL
 
 # Enrolment and renewal
 
@@ -103,15 +104,15 @@ class Dispatch:
     From `soak_secs` on the members are ours; other control planes leave them out.
     """
 
-    hostname: str
-    rollout_id: str
-    target_closure: str
+    hostname: str = attrs.field(metadata=SHORT_TEXT)
+    rollout_id: str = attrs.field(metadata=SHORT_TEXT)
+    target_closure: str = attrs.field(metadata=SHORT_TEXT)
     soak_due_at: WallMs | None = None
     enqueued_at: WallMs | None = None
     soak_secs: int | None = None
     confirm_deadline: WallMs | None = None
     kind: DispatchKind = attrs.field(default=DispatchKind.DISPATCH, metadata=OMIT_DEFAULT)
-    reason: str = attrs.field(default="", metadata=OMIT_DEFAULT)
+    reason: str = attrs.field(default="", metadata={**OMIT_DEFAULT, **SHORT_TEXT})
 
 
 # Events
@@ -157,11 +158,11 @@ class HeartbeatRequest:
 class HostRolloutSnapshot:
     """What the control plane believes of one rollout on this host (section 3.6)."""
 
-    rollout_id: str
-    hostname: str
-    channel: str
+    rollout_id: str = attrs.field(metadata=SHORT_TEXT)
+    hostname: str = attrs.field(metadata=SHORT_TEXT)
+    channel: str = attrs.field(metadata=SHORT_TEXT)
     state: Phase
-    target_closure: str
+    target_closure: str = attrs.field(metadata=SHORT_TEXT)
     dispatched_at: WallMs
     last_event_seq: int
     current_closure_at_dispatch: str | None = None

@@ -19,11 +19,23 @@ Unstructure = Callable[[Any], Any]
 MAX_INTEGER: Final = 2**53 - 1
 """RFC 8785 section 3.2.2.3: JSON numbers are doubles, so larger integers would change under canonicalisation."""
 
+SHORT_TEXT_MAX: Final = 1024
+"""Characters. Several times what any name, id or closure may have, and little enough to write down."""
+
 
 def read_text(value: object, _: object) -> str:
     """A JSON string as it is."""
     if type(value) is not str:
         raise expected("a string", value)
+    return value
+
+
+def read_short_text(value: object, _: object) -> str:
+    """A string that somebody not trusted sent and that will be written down."""
+    if type(value) is not str:
+        raise expected("a string", value)
+    if len(value) > SHORT_TEXT_MAX:
+        raise MismatchError(problem=f"the text has {len(value)} characters, the limit is {SHORT_TEXT_MAX}")
     return value
 
 

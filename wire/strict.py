@@ -22,6 +22,7 @@ from state_machine.values import Closure, RolloutId
 from wire import containers, scalars
 from wire.errors import ItemMismatchError, MismatchError, WireError, expected, quoted
 from wire.json_value import JsonValue
+from wire.presence import is_short
 from wire.scalars import Structure, Unstructure
 
 TAG: Final = "kind"
@@ -75,7 +76,7 @@ def _located(error: BaseException, spelling: Spelling) -> WireError:
         match error:
             case ClassValidationError():
                 owner, error = error.cl, error.exceptions[0]
-                path += f".{spelling.member(owner, _attribute(error))}"
+                path += "".join(f".{spelling.member(owner, name)}" for name in _attribute(error))
             case ItemMismatchError(index=index):
                 path += f"[{quoted(index) if isinstance(index, str) else index}]"
                 error = cast(BaseException, error.__cause__)
@@ -87,8 +88,9 @@ def _located(error: BaseException, spelling: Spelling) -> WireError:
                 raise error  # a fault of ours, not of the document
 
 
-def _attribute(error: Exception) -> str:
-    return next(note.name for note in error.__notes__ if isinstance(note, AttributeValidationNote))
+def _attribute(error: Exception) -> list[str]:
+    """The field the error is about; none when it is about the whole object."""
+    return [note.name for note in getattr(error, "__notes__", ()) if isinstance(note, AttributeValidationNote)][:1]
 
 
 def _with(factory: Callable[[Any, Converter], Any], converter: Converter, target: Any) -> Any:
@@ -97,7 +99,12 @@ def _with(factory: Callable[[Any, Converter], Any], converter: Converter, target
 
 def _class_reader(cl: Any, converter: Converter, spelling: Spelling) -> Structure:
     fields = attrs.fields(cl)
-    members: Any = {field.name: override(rename=spelling.member(cl, field.name)) for field in fields}
+    members: Any = {
+        field.name: override(
+            rename=spelling.member(cl, field.name), struct_hook=scalars.read_short_text if is_short(field) else None
+        )
+        for field in fields
+    }
     fill = make_dict_structure_fn(cl, converter, _cattrs_use_linecache=False, **members)
     nullable = {
         spelling.member(cl, field.name)

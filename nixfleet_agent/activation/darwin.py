@@ -63,9 +63,9 @@ class DarwinCommands:
         return ["/bin/sh", "-c", _ACTIVATE, "activate", self.paths.files(closure)]
 
     def problem_with(self, closure: Closure) -> str | None:
-        """A path that is no nix-darwin system."""
+        """It is not in the store, or no nix-darwin system."""
         program = f"{self.paths.files(closure)}/activate"
-        return None if os.access(program, os.X_OK) else f"{program} is not an executable: {closure} is no system"
+        return None if os.access(program, os.X_OK) else f"{program} is absent or not executable"
 
     def component(self, closure: Closure) -> str | None:
         """Everything is swapped live."""

@@ -81,9 +81,11 @@ class DetachedRunner:
         return "killed, but something it started in a session of its own lives on"
 
     async def settle(self, job: Job) -> None:
-        """What the switch left running on purpose stays; its lock is its own."""
-        await trio.lowlevel.checkpoint()
-        self._reap()
+        """Reap the wrapper, which needs a moment to write the log.
+
+        What the switch left running on purpose stays; a wrapper that waits for its output is reaped another time.
+        """
+        await comes_true(self._is_reaped, within_s=_DEAD_S, first_pause_s=0.002)
 
     async def busy_with(self) -> str | None:
         """Sessions do not exclude one another; the switch lock does."""
@@ -92,6 +94,11 @@ class DetachedRunner:
 
     async def _is_gone(self, job: Job) -> bool:
         return not await self.runs(job)
+
+    async def _is_reaped(self) -> bool:
+        await trio.lowlevel.checkpoint()
+        self._reap()
+        return not self._children
 
     def _reap(self) -> None:
         for pid in list(self._children):

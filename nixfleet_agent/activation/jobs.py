@@ -88,7 +88,10 @@ class Job:
     def place(self, order: Order) -> None:
         """Record the order, durably, before it is launched. Raises `OSError`."""
         os.makedirs(self.directory, mode=0o700, exist_ok=True)
-        write_atomically(Path(self.directory, "wrapper"), WRAPPER.encode())
+        # Renamed into place, since another process may be running the one that is there; it need not survive a crash.
+        fresh = Path(self.directory, f"wrapper.{os.getpid()}")
+        fresh.write_text(WRAPPER)
+        fresh.replace(f"{self.directory}/wrapper")
         self._write("order", order)
 
     def has_started(self) -> bool:

@@ -58,9 +58,9 @@ class NixosCommands:
         return [self._program(closure), action]
 
     def problem_with(self, closure: Closure) -> str | None:
-        """A path that is no NixOS system."""
+        """It is not in the store, or no NixOS system."""
         program = self._program(closure)
-        return None if os.access(program, os.X_OK) else f"{program} is not an executable: {closure} is no system"
+        return None if os.access(program, os.X_OK) else f"{program} is absent or not executable"
 
     def component(self, closure: Closure) -> str | None:
         """See `inhibitors`."""

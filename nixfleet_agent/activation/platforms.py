@@ -1,6 +1,7 @@
 """Make the platform that a configuration asks for."""
 
 from collections.abc import Mapping
+from typing import assert_never
 
 from nixfleet_agent.activation.darwin import DarwinPlatform
 from nixfleet_agent.activation.detached import DetachedRunner
@@ -9,6 +10,7 @@ from nixfleet_agent.activation.inhibitors import COMPONENTS
 from nixfleet_agent.activation.interface import Platform, Store
 from nixfleet_agent.activation.linux import LinuxPlatform
 from nixfleet_agent.activation.paths import Paths
+from nixfleet_agent.activation.runners import Runner
 from nixfleet_agent.activation.systemd_unit import SystemdRunner
 from state_machine.values import SwitchMethod
 
@@ -24,10 +26,23 @@ def platform_for(
     """The platform whose switches are run by `method`. `DRY_RUN` rehearses them.
 
     `environment` is added to what a switch sees. `components` is what cannot be swapped live, see `inhibitors`.
+    Raises `ValueError` for a method that only other agents use.
     """
     extra = environment or {}
-    if method is SwitchMethod.DARWIN_ACTIVATE:
-        return DarwinPlatform(paths=paths, store=store, environment=extra)
-    runner = SystemdRunner() if method is SwitchMethod.SYSTEMD_RUN else DetachedRunner()
-    linux = LinuxPlatform(paths=paths, store=store, runner=runner, environment=extra, components=components)
-    return DryRunPlatform(inner=linux, paths=paths) if method is SwitchMethod.DRY_RUN else linux
+
+    def linux(runner: Runner) -> LinuxPlatform:
+        return LinuxPlatform(paths=paths, store=store, runner=runner, environment=extra, components=components)
+
+    match method:
+        case SwitchMethod.SYSTEMD_RUN:
+            return linux(SystemdRunner())
+        case SwitchMethod.DETACHED:
+            return linux(DetachedRunner())
+        case SwitchMethod.DARWIN_ACTIVATE:
+            return DarwinPlatform(paths=paths, store=store, environment=extra)
+        case SwitchMethod.DRY_RUN:
+            return DryRunPlatform(inner=linux(DetachedRunner()), paths=paths)
+        case SwitchMethod.SWITCH_TO_CONFIGURATION:
+            raise ValueError(f"{method} is what other agents report; this one has no such method")
+        case _:
+            assert_never(method)

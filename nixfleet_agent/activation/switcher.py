@@ -91,7 +91,7 @@ class Switcher:
             return self._report(SwitchOutcome.FAILED, detail=f"{job.op} was an order to switch to {order.closure}")
         if order is not None and await self._has_begun(job, order):
             return await self._finish(job, order, started, timeout_s, lock_deadline)
-        if (early := await self._without_switching(closure)) is not None:
+        if (early := self._without_switching(closure)) is not None:
             return early
         wait_s = max(0.0, lock_deadline - trio.current_time())
         async with unheld(self.paths.switch_lock, wait_s=wait_s, hold=self.system.holds_lock) as free:
@@ -102,15 +102,13 @@ class Switcher:
             order = await self._launch(job, closure)
             return await self._finish(job, order, started, timeout_s, lock_deadline)
 
-    async def _without_switching(self, closure: Closure) -> SwitchReport | None:
+    def _without_switching(self, closure: Closure) -> SwitchReport | None:
         """The report when there is nothing to do or nothing can be done."""
         view = self.observe()
         if view.running == view.profile == closure:
             return self._report(SwitchOutcome.SWITCHED, exit_code=0)
         if not is_closure(closure):
             return self._report(SwitchOutcome.FAILED, detail="not the name of a store path")
-        if not await self.store.has(closure):
-            return self._report(SwitchOutcome.FAILED, detail=f"{closure} is not in the store")
         if (problem := self.system.problem_with(closure)) is not None:
             return self._report(SwitchOutcome.FAILED, detail=problem)
         return None
@@ -138,6 +136,7 @@ class Switcher:
         component = self.system.component(closure)
         if before.running is not None:
             self._keep("previous", before.running)
+        # Refuses a path that is in the store's directory without being whole or known to the store.
         await self.store.set_profile(closure)
         order = Order(
             closure=closure,

@@ -1,0 +1,48 @@
+# Everything runs from a .venv with pinned versions, which each target makes by itself when it is not there.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PACKAGES := state_machine wire evidence nixfleet_agent control_plane nixfleet
+
+.PHONY: help demo test test-deep lint types imports bench lock clean
+
+help: ## what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 20
+
+$(READY): requirements.lock pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing pinned packages into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+	@touch $(READY)
+
+demo: $(READY) ## a control plane and three hosts: enrolment, waves, a forgery, a rollback, a kill -9, an audit
+	@$(BIN)/nixfleet demo $(ARGS)
+
+test: $(READY) ## every test
+	@$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+
+test-deep: $(READY) ## the properties with 20,000 examples each
+	@HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest -n auto tests/property $(ARGS)
+
+lint: $(READY) ## ruff: format and rules
+	@$(BIN)/ruff format --check . && $(BIN)/ruff check .
+
+types: $(READY) ## mypy --strict
+	@$(BIN)/mypy
+
+imports: $(READY) ## the import contracts: the core is pure, the layers hold
+	@$(BIN)/lint-imports
+
+bench: $(READY) ## one table of measurements, and benchmarks/results.json
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+lock: ## renew requirements.lock from pyproject.toml
+	@rm -rf $(VENV) && $(PYTHON) -m venv $(VENV) && $(BIN)/pip install --quiet -e '.[dev]' 'setuptools>=77' wheel
+	@{ head -1 requirements.lock; $(BIN)/pip freeze --all --exclude-editable | grep -v '^pip=='; } > $(VENV)/lock
+	@mv $(VENV)/lock requirements.lock
+
+clean: ## remove everything made
+	@rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache *.egg-info build demo-state

@@ -1,0 +1,367 @@
+"""Look at the published artifacts, prove them, and bring what is newer into force.
+
+The order of checks is protocol section 2.6; here follow age, the newest-seen mark and the anchor. The marks are in the
+log, so an older fleet is refused after a restart as well. A file that does not prove changes nothing: what was in
+force stays, and the problem is logged once and shown until it is gone.
+"""
+
+import functools
+import hashlib
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final, TypeVar, cast
+
+import attrs
+import trio
+
+from control_plane.artifact_source import (
+    FLEET,
+    NONCES,
+    REVOCATIONS,
+    ArtifactSource,
+    Raw,
+    SourceError,
+    manifest_name,
+)
+from control_plane.clock import wall_now
+from control_plane.entries import ArtifactAdopted, ArtifactKind
+from control_plane.errors import StoreUnavailableError
+from control_plane.ledger import Ledger
+from control_plane.openings import opening
+from control_plane.rows import Artifact, Rollout
+from control_plane.shelf import Held, Shelf
+from evidence.artifacts import (
+    BadSignatureError,
+    Verified,
+    verify_fleet,
+    verify_manifest,
+    verify_nonces,
+    verify_revocations,
+)
+from evidence.errors import EvidenceError
+from evidence.trust import KeySlot, TrustRoots, load_trust
+from state_machine.freshness import age_verdict
+from state_machine.intent import BootstrapNonces, Fleet, Manifest, Revocations
+from state_machine.values import Channel, Reason, RolloutId, WallMs, is_rollout_id
+
+LOG: Final = logging.getLogger(__name__)
+
+_TORN_ATTEMPTS: Final = 3
+_TORN_PAUSE_S: Final = 0.2
+"""A reader that comes between a signature and its file sees a pair that does not verify, for a moment."""
+
+ARCHIVED: Final = 64
+"""How many manifests are kept to be served, those of earlier rollouts included."""
+
+Value = TypeVar("Value", Fleet, Manifest, Revocations, BootstrapNonces)
+Verify = Callable[[bytes, bytes, KeySlot, WallMs], Verified[Value]]
+
+
+@attrs.frozen(kw_only=True)
+class NotAdopted(Exception):  # noqa: N818 - a verdict, and no error of this program
+    """A genuine artifact that is not brought into force now."""
+
+    reason: Reason
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.detail}"
+
+
+@attrs.frozen(kw_only=True)
+class Look:
+    """One look at the source: when, and under which trust roots."""
+
+    at: WallMs
+    trust: TrustRoots
+    trust_print: str
+
+
+class Adopter:
+    """Keeps the shelf. One look at a time."""
+
+    def __init__(
+        self,
+        *,
+        source: ArtifactSource,
+        trust_file: Path,
+        freshness_window_s: int,
+        ledger: Ledger,
+        shelf: Shelf,
+        on_change: Callable[[], None],
+    ) -> None:
+        self._source, self._trust_file, self._ledger, self._shelf = source, trust_file, ledger, shelf
+        self._window_ms = freshness_window_s * 1000
+        self._on_change = on_change
+        self._one_look = trio.Lock()
+        self._proven: dict[str, tuple[str, object]] = {}
+        self._trust_print = ""
+        self._unfinished: str | None = None
+        self._poke = trio.Event()
+
+    async def run(self, poll_secs: float) -> None:
+        """Look again every `poll_secs` and whenever poked. Runs for ever."""
+        while True:
+            with trio.move_on_after(poll_secs):
+                await self._poke.wait()
+            self._poke = trio.Event()
+            await self.look()
+
+    def poke(self) -> None:
+        """Look again now."""
+        self._poke.set()
+
+    async def look(self) -> Mapping[str, str]:
+        """Look once, and say what is wrong with which file."""
+        async with self._one_look:
+            problems: dict[str, str] = {}
+            try:
+                look = await self._begin()
+            except EvidenceError as error:
+                problems["trust.json"] = str(error)
+            else:
+                await self._look_at_everything(look, problems)
+                self._trust_print = look.trust_print
+            self._report(problems)
+            if self._shelf.is_ready:
+                self._shelf.ready.set()
+            self._on_change()
+            return problems
+
+    async def _begin(self) -> Look:
+        trust = await trio.to_thread.run_sync(load_trust, self._trust_file)
+        trust_print = hashlib.sha256(repr(trust).encode()).hexdigest()
+        return Look(at=wall_now(), trust=trust, trust_print=trust_print)
+
+    async def _look_at_everything(self, look: Look, problems: dict[str, str]) -> None:
+        try:
+            await self._lists(look, problems)
+            await self._fleet_and_manifests(look, problems)
+        except StoreUnavailableError as error:
+            problems["database"] = str(error)
+
+    def _report(self, problems: Mapping[str, str]) -> None:
+        for name, problem in problems.items():
+            if self._shelf.problems.get(name) != problem:
+                LOG.warning("artifact %s is not in force: %s", name, problem)
+        self._shelf.problems = dict(problems)
+
+    # The two lists
+
+    async def _lists(self, look: Look, problems: dict[str, str]) -> None:
+        shelf = self._shelf
+        # However old: an outdated list of revoked hosts is better than none.
+        shelf.revocations = await self._list(
+            REVOCATIONS, ArtifactKind.REVOCATIONS, verify_revocations, shelf.revocations, None, look, problems
+        )
+        shelf.nonces = await self._list(
+            NONCES, ArtifactKind.BOOTSTRAP_NONCES, verify_nonces, shelf.nonces, self._window_ms, look, problems
+        )
+
+    async def _list(
+        self,
+        name: str,
+        kind: ArtifactKind,
+        verify: Verify[Value],
+        held: Held[Value] | None,
+        window_ms: int | None,
+        look: Look,
+        problems: dict[str, str],
+    ) -> Held[Value] | None:
+        """What is to be in force instead of `held`. A list that is gone from the source stays in force."""
+        if held is not None and not await self._still_stands(held, verify, look):
+            held = None
+        try:
+            found = await self._newest(name, kind, verify, look, window_ms)
+        except (EvidenceError, SourceError, NotAdopted) as error:
+            problems[name] = str(error)
+            self._await(name, held is None)
+            return held
+        self._await(name, False)
+        if found is None or found == held:
+            return held
+        self._record(kind, found)
+        return found
+
+    def _await(self, name: str, awaited: bool) -> None:
+        self._shelf.awaiting = self._shelf.awaiting | {name} if awaited else self._shelf.awaiting - {name}
+
+    async def _newest(
+        self, name: str, kind: ArtifactKind, verify: Verify[Value], look: Look, window_ms: int | None
+    ) -> Held[Value] | None:
+        """What is published under `name`, if anything is, unless it is not to be brought into force.
+
+        Raises:
+            EvidenceError, SourceError, NotAdopted: it is not.
+        """
+        held = await self._fetch(name, verify, look)
+        if held is not None:
+            self._check_time(held.proven.signed_at, self._ledger.book.get(Artifact, kind, ""), look.at, window_ms)
+        return held
+
+    # Fleet and manifests
+
+    async def _fleet_and_manifests(self, look: Look, problems: dict[str, str]) -> None:
+        shelf = self._shelf
+        if shelf.fleet is not None and not await self._still_stands(shelf.fleet, verify_fleet, look):
+            LOG.warning("the fleet in force is no longer trusted: nothing is planned or served until a new one proves")
+            shelf.fleet, shelf.manifests, shelf.archive = None, {}, {}
+        try:
+            fleet = await self._newest(FLEET, ArtifactKind.FLEET, verify_fleet, look, self._window_ms)
+        except (EvidenceError, SourceError, NotAdopted) as error:
+            problems[FLEET] = str(error)
+            return
+        if fleet is None:
+            problems[FLEET] = "nothing is published"
+            return
+        found = await self._manifests(fleet, look, problems)
+        anchored = {rollout_id: held for rollout_id, held in found.items() if _is_anchored(held, fleet)}
+        if self._is_half_published(fleet, anchored):
+            problems[FLEET] = "not all of its manifests are published yet"
+            return
+        self._adopt(fleet, self._newest_of_each(anchored, look, problems), problems)
+        kept = {} if look.trust_print != self._trust_print else shelf.archive
+        newest = {rollout_id: held.raw for rollout_id, held in found.items()}
+        shelf.archive = dict(list({**newest, **kept, **newest}.items())[:ARCHIVED])
+
+    async def _manifests(
+        self, fleet: Held[Fleet], look: Look, problems: dict[str, str]
+    ) -> dict[RolloutId, Held[Manifest]]:
+        found: dict[RolloutId, Held[Manifest]] = {}
+        try:
+            listed = await self._source.listed()
+        except SourceError as error:
+            problems["rollouts"] = str(error)
+            listed = ()
+        for rollout_id in dict.fromkeys((*_named_by(fleet.value), *listed)):
+            name = manifest_name(rollout_id)
+            verify = functools.partial(verify_manifest, rollout=rollout_id)
+            try:
+                held: Held[Manifest] | None = await self._fetch(name, verify, look)
+            except (EvidenceError, SourceError) as error:
+                problems[name] = str(error)
+                continue
+            if held is not None:
+                found[rollout_id] = held
+        return found
+
+    def _is_half_published(self, fleet: Held[Fleet], anchored: Mapping[RolloutId, Held[Manifest]]) -> bool:
+        """True once for a new fleet that lacks a manifest which the fleet in force has one of: it may be on its way."""
+        have = {held.value.channel for held in anchored.values()}
+        lacks = any(channel in fleet.value.channels for channel in set(self._shelf.manifests) - have)
+        if not lacks or self._unfinished == fleet.proven.digest:
+            self._unfinished = None
+            return False
+        self._unfinished = fleet.proven.digest
+        return True
+
+    def _newest_of_each(
+        self, anchored: Mapping[RolloutId, Held[Manifest]], look: Look, problems: dict[str, str]
+    ) -> dict[Channel, Held[Manifest]]:
+        newest: dict[Channel, Held[Manifest]] = {}
+        for rollout_id, held in anchored.items():
+            channel = held.value.channel
+            mark = self._ledger.book.get(Artifact, ArtifactKind.ROLLOUT, channel)
+            try:
+                self._check_time(held.proven.signed_at, mark, look.at, self._window_ms)
+            except NotAdopted as error:
+                problems[manifest_name(rollout_id)] = str(error)
+                continue
+            if channel not in newest or newest[channel].proven.signed_at < held.proven.signed_at:
+                newest[channel] = held
+        return newest
+
+    def _adopt(self, fleet: Held[Fleet], manifests: Mapping[Channel, Held[Manifest]], problems: dict[str, str]) -> None:
+        self._record(ArtifactKind.FLEET, fleet)
+        for channel, held in manifests.items():
+            self._record(ArtifactKind.ROLLOUT, held, channel=channel, rollout_id=held.value.rollout_id)
+        self._shelf.fleet, self._shelf.manifests = fleet, dict(manifests)
+        for held in manifests.values():
+            rollout = self._ledger.book.get(Rollout, held.value.rollout_id)
+            if rollout is None or rollout.manifest_digest is None:
+                self._ledger.record(opening(self._ledger.book, held, fleet))
+            elif rollout.superseded_by is not None:
+                problems[manifest_name(rollout.rollout_id)] = (
+                    f"{rollout.superseded_by} has taken its place: to go back, release the old closures as a new commit"
+                )
+
+    # What they have in common
+
+    async def _fetch(self, name: str, verify: Verify[Value], look: Look) -> Held[Value] | None:
+        for attempt in range(_TORN_ATTEMPTS):
+            raw = await self._source.fetch(name)
+            if raw is None:
+                return None
+            try:
+                return Held(raw=raw, proven=await self._prove(name, raw, verify, look))
+            except BadSignatureError:
+                if attempt + 1 == _TORN_ATTEMPTS:
+                    raise
+                await trio.sleep(_TORN_PAUSE_S)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _still_stands(self, held: Held[Value], verify: Verify[Value], look: Look) -> bool:
+        """Whether the trust file still stands behind what is in force."""
+        if look.trust_print == self._trust_print:
+            return True
+        slot = look.trust.ci_release_key
+        try:
+            await trio.to_thread.run_sync(verify, held.raw.data, held.raw.signature, slot, look.at)
+        except EvidenceError:
+            return False
+        return True
+
+    async def _prove(self, name: str, raw: Raw, verify: Verify[Value], look: Look) -> Verified[Value]:
+        # Most looks find what the last one found, and a large fleet takes a while to prove.
+        seen = raw.fingerprint + look.trust_print
+        known = self._proven.get(name)
+        if known is not None and known[0] == seen:
+            return cast(Verified[Value], known[1])  # stored below under this name, so by this verify
+        slot = look.trust.ci_release_key
+        proven = await trio.to_thread.run_sync(verify, raw.data, raw.signature, slot, look.at)
+        self._proven[name] = (seen, proven)
+        return proven
+
+    def _check_time(self, signed_at: WallMs, mark: Artifact | None, now: WallMs, window_ms: int | None) -> None:
+        if mark is not None and signed_at < mark.signed_at:
+            raise NotAdopted(reason=Reason.SUPERSEDED, detail="a newer one has been in force")
+        verdict = age_verdict(signed_at, now, self._window_ms if window_ms is None else window_ms)
+        if verdict is Reason.FUTURE_DATED:
+            raise NotAdopted(reason=verdict, detail="it is signed in the future: check the clocks")
+        if verdict is not None and window_ms is not None:
+            age_h = (now - signed_at) // 3_600_000
+            raise NotAdopted(reason=verdict, detail=f"it was signed {age_h} h ago: sign it again")
+
+    def _record(
+        self,
+        kind: ArtifactKind,
+        held: Held[Value],
+        *,
+        channel: Channel | None = None,
+        rollout_id: RolloutId | None = None,
+    ) -> None:
+        mark = self._ledger.book.get(Artifact, kind, channel or "")
+        if mark is not None and mark.digest == held.proven.digest:
+            return
+        LOG.info("%s %s of %d is in force", kind, rollout_id or "", held.proven.signed_at)
+        self._ledger.record(
+            ArtifactAdopted(
+                kind=kind,
+                digest=held.proven.digest,
+                signed_at=held.proven.signed_at,
+                key_id=held.proven.key_id,
+                channel=channel,
+                rollout_id=rollout_id,
+            )
+        )
+
+
+def _named_by(fleet: Fleet) -> list[RolloutId]:
+    """The rollouts that a fleet says are current: each channel at the fleet's commit."""
+    ids = [f"{channel}@{fleet.meta.ci_commit or ''}" for channel in fleet.channels]
+    return [RolloutId(text) for text in ids if is_rollout_id(text)]
+
+
+def _is_anchored(manifest: Held[Manifest], fleet: Held[Fleet]) -> bool:
+    return manifest.value.fleet_resolved_hash == fleet.proven.digest

@@ -1,0 +1,171 @@
+"""Where signed artifacts come from: a directory, or an https URL. Bytes only; nothing here is believed.
+
+Both lay files out alike: `fleet.resolved.json`, `rollouts/<rollout id>.json`, `revocations.json` and
+`bootstrap-nonces.json`, each with its raw signature in `<file>.sig`. Whatever is longer than an artifact may be is cut
+off before it is read into memory.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Final, Protocol
+
+import attrs
+import httpx
+import trio
+
+from control_plane.errors import ControlPlaneError
+from evidence.canonical import ARTIFACT_LIMIT
+from state_machine.values import RolloutId, is_rollout_id
+
+FLEET: Final = "fleet.resolved.json"
+REVOCATIONS: Final = "revocations.json"
+NONCES: Final = "bootstrap-nonces.json"
+
+_SIGNATURE_LIMIT: Final = 4096
+_LISTED: Final = 64
+"""How many manifests of a directory are looked at: the newest, by the time they were put there."""
+
+_HTTP_TIMEOUT_S: Final = 15.0
+
+
+def manifest_name(rollout_id: RolloutId) -> str:
+    """Where the manifest of a rollout is."""
+    return f"rollouts/{rollout_id}.json"
+
+
+@attrs.frozen(kw_only=True)
+class Raw:
+    """A file and its detached signature, as published."""
+
+    data: bytes
+    signature: bytes
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever a byte of either does."""
+        return hashlib.sha256(hashlib.sha256(self.data).digest() + self.signature).hexdigest()
+
+
+@attrs.frozen(kw_only=True)
+class SourceError(ControlPlaneError):
+    """A file could not be had; it may be there at the next look."""
+
+    name: str
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.name} cannot be had: {self.problem}"
+
+
+class ArtifactSource(Protocol):
+    """What the shelf needs of a source."""
+
+    async def fetch(self, name: str) -> Raw | None:
+        """A file and its signature; None when there is no such file.
+
+        Raises:
+            SourceError: it is there, or may be, but cannot be had.
+        """
+
+    async def listed(self) -> tuple[RolloutId, ...]:
+        """Rollouts whose manifests are here beside those that the fleet names; nothing when the source cannot tell."""
+
+
+@attrs.frozen(kw_only=True)
+class DirectorySource:
+    """Artifacts in a local directory."""
+
+    root: Path
+
+    async def fetch(self, name: str) -> Raw | None:
+        """As `ArtifactSource.fetch`."""
+        return await trio.to_thread.run_sync(self._read, name)
+
+    async def listed(self) -> tuple[RolloutId, ...]:
+        """As `ArtifactSource.listed`."""
+        return await trio.to_thread.run_sync(self._newest)
+
+    def _read(self, name: str) -> Raw | None:
+        try:
+            # The publisher puts the signature first: read in the other order, a pair is torn at most once.
+            data = _read_limited(self.root / name, ARTIFACT_LIMIT)
+            return Raw(data=data, signature=_read_limited(self.root / f"{name}.sig", _SIGNATURE_LIMIT))
+        except FileNotFoundError as error:
+            if (self.root / name).exists():
+                raise SourceError(name=name, problem="its .sig is missing") from error
+            return None
+        except OSError as error:
+            raise SourceError(name=name, problem=error.strerror or str(error)) from error
+
+    def _newest(self) -> tuple[RolloutId, ...]:
+        found = []
+        for path in (self.root / "rollouts").glob("*.json"):
+            if is_rollout_id(path.stem):
+                try:
+                    found.append((path.stat().st_mtime_ns, path.stem))
+                except FileNotFoundError:
+                    continue
+        return tuple(RolloutId(stem) for _, stem in sorted(found, reverse=True)[:_LISTED])
+
+
+@attrs.frozen(kw_only=True)
+class HttpsSource:
+    """Artifacts below an https URL. The bearer token is read anew for each request, so it may rotate."""
+
+    base_url: str
+    client: httpx.AsyncClient
+    token_file: Path | None = None
+
+    async def fetch(self, name: str) -> Raw | None:
+        """As `ArtifactSource.fetch`."""
+        data = await self._get(name, ARTIFACT_LIMIT)
+        if data is None:
+            return None
+        signature = await self._get(f"{name}.sig", _SIGNATURE_LIMIT)
+        if signature is None:
+            raise SourceError(name=name, problem="its .sig is missing")
+        return Raw(data=data, signature=signature)
+
+    async def listed(self) -> tuple[RolloutId, ...]:
+        """As `ArtifactSource.listed`: a web server does not say."""
+        return ()
+
+    async def _get(self, name: str, limit: int) -> bytes | None:
+        url = f"{self.base_url.rstrip('/')}/{name}"
+        try:
+            with trio.fail_after(_HTTP_TIMEOUT_S):
+                async with self.client.stream("GET", url, headers=await self._headers()) as response:
+                    if response.status_code == httpx.codes.NOT_FOUND:
+                        return None
+                    if response.status_code != httpx.codes.OK:
+                        raise SourceError(name=name, problem=f"the server answered {response.status_code}")
+                    return await _body(name, response, limit)
+        except trio.TooSlowError as error:
+            raise SourceError(name=name, problem=f"no complete answer within {_HTTP_TIMEOUT_S:.0f} s") from error
+        except httpx.HTTPError as error:
+            raise SourceError(name=name, problem=f"{type(error).__name__} {error}".strip()) from error
+        except OSError as error:
+            raise SourceError(name=name, problem=f"token file: {error.strerror}") from error
+
+    async def _headers(self) -> dict[str, str]:
+        if self.token_file is None:
+            return {}
+        token = await trio.to_thread.run_sync(self.token_file.read_text)
+        return {"Authorization": f"Bearer {token.strip()}"}
+
+
+async def _body(name: str, response: httpx.Response, limit: int) -> bytes:
+    body = bytearray()
+    async for chunk in response.aiter_bytes():
+        body += chunk
+        if len(body) > limit:
+            raise SourceError(name=name, problem=f"it has more than {limit} bytes")
+    return bytes(body)
+
+
+def _read_limited(path: Path, limit: int) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise SourceError(name=path.name, problem=f"it has more than {limit} bytes")
+    return data

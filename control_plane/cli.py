@@ -1,0 +1,114 @@
+"""The command line: run a control plane, or rebuild its database. Every flag is also `NIXFLEET_CP_<FLAG>`."""
+
+import contextlib
+from pathlib import Path
+from typing import Any, Final
+
+import click
+import trio
+
+from control_plane import log
+from control_plane.config import (
+    DEFAULT_AUDIT,
+    DEFAULT_DATABASE,
+    DEFAULT_FRESHNESS_S,
+    DEFAULT_LISTEN,
+    DEFAULT_TRUST,
+    DEFAULT_VALIDITY_S,
+    Configuration,
+)
+from control_plane.errors import MissingFlagError
+from control_plane.schema import open_database, rebuild
+from control_plane.version import PACKAGE
+
+PROGRAM: Final = "nixfleet-control-plane"
+PREFIX: Final = "NIXFLEET_CP"
+
+FILE: Final = click.Path(path_type=Path, dir_okay=False)
+
+_NEEDED: Final = (
+    ("tls_cert", "--tls-cert", "the server cannot show who it is without a certificate"),
+    ("tls_key", "--tls-key", "the server's certificate needs its key"),
+    ("artifacts", "--artifacts", "without signed artifacts there is nothing to route"),
+)
+
+
+@click.group(
+    invoke_without_command=True,
+    context_settings={
+        "auto_envvar_prefix": PREFIX,
+        "help_option_names": ["-h", "--help"],
+        "max_content_width": 110,
+        "show_default": True,
+    },
+    epilog="A flag beats its environment variable. Without a command it serves until SIGTERM; SIGHUP reads certificate"
+    " and artifacts again.",
+)
+@click.option("--listen", default=DEFAULT_LISTEN, metavar="ADDRESS:PORT", help="Where to serve; port 0 picks one.")
+@click.option("--tls-cert", type=FILE, help="The server's certificate, PEM.  [required]")
+@click.option("--tls-key", type=FILE, help="Its private key, PEM.  [required]")
+@click.option("--client-ca", type=FILE, help="CA of client certificates, PEM; without it every caller is anonymous.")
+@click.option("--trust-file", type=FILE, default=DEFAULT_TRUST, help="Trust roots; read again at every use.")
+@click.option("--artifacts", metavar="DIR|URL", help="Signed artifacts: a directory, or an https URL.  [required]")
+@click.option("--artifacts-token-file", type=FILE, help="Bearer token for the URL; read again for each request.")
+@click.option("--artifacts-ca-cert", type=FILE, help="CA of the URL's server, PEM, instead of the system's roots.")
+@click.option("--artifact-poll-secs", type=click.FloatRange(min=0.1), default=30.0, help="Look for new ones, seconds.")
+@click.option(
+    "--freshness-window-secs",
+    type=click.IntRange(min=1),
+    default=DEFAULT_FRESHNESS_S,
+    help="How old a signature may be, seconds.",
+)
+@click.option("--fleet-ca-cert", type=FILE, help="CA that issues host certificates, PEM.")
+@click.option("--fleet-ca-key", type=FILE, help="Its private key, PEM.")
+@click.option("--agent-cn-suffix", help="Certificates are named agent-<machine>.<suffix>; without it <machine>.")
+@click.option(
+    "--agent-cert-validity-secs",
+    type=int,
+    default=DEFAULT_VALIDITY_S,
+    help="Life of a host certificate, seconds; at least 60.",
+)
+@click.option("--audit-log", type=FILE, default=DEFAULT_AUDIT, help="JSON lines, one for each certificate issued.")
+@click.option("--db-path", type=FILE, default=DEFAULT_DATABASE, help="The database.")
+@click.option("--closure-upstream", metavar="URL", help="Binary cache whose narinfo is passed on.")
+@click.option("--metrics-listen", metavar="ADDRESS:PORT", help="Serve /metrics here too, in the clear and to anyone.")
+@click.option("--retention-days", type=click.IntRange(min=1), default=90, help="Keep superseded rollouts, days.")
+@click.option("--strict", is_flag=True, help="Demand the protocol header and a client CA.")
+@click.option("--require-evidence", is_flag=True, help="Refuse facts that the declared host key did not sign.")
+@click.option("--ready-file", type=FILE, help="Write the bound URL and the process id here once it serves.")
+@click.option("--log-format", type=click.Choice(log.FORMATS), default="auto", help="auto: text on a terminal.")
+@click.option("--log-level", type=click.Choice(log.LEVELS), default="info", help="Least severity to log.")
+@click.version_option(package_name=PACKAGE, prog_name=PROGRAM, message="%(prog)s %(version)s")
+@click.pass_context
+def cli(ctx: click.Context, /, log_format: str, log_level: str, **settings: Any) -> None:
+    """Route signed intent to the hosts of a fleet, and keep what they report."""
+    log.configure(log_format, log_level)
+    ctx.obj = settings
+    if ctx.invoked_subcommand is None:
+        run(settings)
+
+
+@cli.command("rebuild")
+@click.pass_obj
+def rebuild_command(settings: dict[str, Any]) -> None:
+    """Derive every table of the database again from its log. The control plane must not be running."""
+    with contextlib.closing(open_database(settings["db_path"])) as connection:
+        entries = rebuild(connection)
+    click.echo(f"{settings['db_path']}: rebuilt from {entries} log entries")
+
+
+def run(settings: dict[str, Any]) -> None:
+    """Serve until told to stop.
+
+    Raises:
+        ControlPlaneError: it cannot be started.
+    """
+    for name, flag, because in _NEEDED:
+        if settings[name] is None:
+            raise MissingFlagError(flag=flag, because=because)
+    config = Configuration(**settings)
+    config.check()
+    # Imported here: `rebuild` and `--help` need no web server.
+    from control_plane.server import serve
+
+    trio.run(serve, config)

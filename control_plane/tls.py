@@ -1,0 +1,73 @@
+"""The server's side of TLS: version 1.3 only, a client certificate asked for but not demanded.
+
+A handshake without a certificate completes (enrolment has none yet); one with a certificate that the client CA did not
+issue for client use does not. So whoever reads a certificate off a connection may rely on it having been verified.
+"""
+
+import ssl
+from pathlib import Path
+
+from control_plane.errors import UnreadableFileError
+
+
+def server_context(certificate: Path, key: Path, client_ca: Path | None) -> ssl.SSLContext:
+    """The TLS settings of the public listener.
+
+    Raises:
+        UnreadableFileError: a file is missing, or is not what its flag asks for.
+    """
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.set_alpn_protocols(["http/1.1"])
+    load_certificate(context, certificate, key)
+    if client_ca is not None:
+        _load_client_ca(context, client_ca)
+    return context
+
+
+def load_certificate(context: ssl.SSLContext, certificate: Path, key: Path) -> None:
+    """Make `context` present this certificate from the next handshake on.
+
+    Raises:
+        UnreadableFileError: a file is missing, or they do not belong together.
+    """
+    for flag, path in (("--tls-cert", certificate), ("--tls-key", key)):
+        _check_readable(flag, path)
+    try:
+        context.load_cert_chain(certificate, key)
+    except ssl.SSLError as error:
+        problem = f"not a PEM certificate with its private key in {key}: {error.reason or error}"
+        raise UnreadableFileError(flag="--tls-cert", path=certificate, problem=problem) from error
+
+
+def outgoing_context(ca: Path | None) -> ssl.SSLContext:
+    """The TLS settings towards artifact sources: the system's roots, or `ca` alone.
+
+    Raises:
+        UnreadableFileError: the file is missing, or no certificate.
+    """
+    if ca is None:
+        return ssl.create_default_context()
+    _check_readable("--artifacts-ca-cert", ca)
+    try:
+        return ssl.create_default_context(cafile=ca)
+    except ssl.SSLError as error:
+        problem = f"not a PEM certificate: {error.reason or error}"
+        raise UnreadableFileError(flag="--artifacts-ca-cert", path=ca, problem=problem) from error
+
+
+def _load_client_ca(context: ssl.SSLContext, client_ca: Path) -> None:
+    _check_readable("--client-ca", client_ca)
+    try:
+        context.load_verify_locations(client_ca)
+    except ssl.SSLError as error:
+        problem = f"not a PEM certificate: {error.reason or error}"
+        raise UnreadableFileError(flag="--client-ca", path=client_ca, problem=problem) from error
+    context.verify_mode = ssl.CERT_OPTIONAL
+
+
+def _check_readable(flag: str, path: Path) -> None:
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise UnreadableFileError(flag=flag, path=path, problem=error.strerror or str(error)) from error

@@ -1,0 +1,150 @@
+"""Follow the switches in a verified journal: which entry began each, and which intent stood behind it. Pure."""
+
+from collections.abc import Iterable
+from typing import Final
+
+import attrs
+
+from nixfleet.audit.export import BrokenError
+from state_machine.events import IntentVerified, VerifiedIntent
+from state_machine.facts import (
+    ActivationCompleted,
+    ActivationFailed,
+    ActivationStarted,
+    Converged,
+    DispatchAck,
+    Fact,
+    Failed,
+    RollbackComplete,
+    RolloutFact,
+)
+from state_machine.values import Closure, RolloutId, WallMs
+from wire.errors import WireError
+from wire.json_value import JsonObject
+from wire.records import decode_event, decode_rollout_fact
+
+_INTENT_VERIFIED: Final = IntentVerified.__name__
+
+
+@attrs.frozen(kw_only=True)
+class Proved:
+    """Intent as the journal recorded it, with the entry that did and the host's clock then."""
+
+    n: int
+    at: WallMs
+    intent: VerifiedIntent
+
+
+@attrs.define(kw_only=True)
+class Activation:
+    """One rollout on this host that got as far as a switch. `n` is the entry of its first fact of one."""
+
+    rollout_id: RolloutId
+    n: int
+    proved: Proved | None
+    decided_at: WallMs
+    """When the host decided to act: the dispatch's acknowledgement, or the switch if that is not in the journal."""
+    closure: Closure | None = None
+    prior: Closure | None = None
+    started_at: WallMs | None = None
+    completed_at: WallMs | None = None
+    converged_at: WallMs | None = None
+    failure: str | None = None
+    reverted_to: Closure | None = None
+    reverted_at: WallMs | None = None
+
+
+@attrs.define(kw_only=True)
+class _Reader:
+    proved: dict[RolloutId, Proved] = attrs.field(factory=dict)
+    acked: dict[RolloutId, tuple[DispatchAck, Proved | None]] = attrs.field(factory=dict)
+    last_seq: dict[RolloutId, int] = attrs.field(factory=dict)
+    activations: dict[RolloutId, Activation] = attrs.field(factory=dict)
+
+
+def follow(bodies: Iterable[JsonObject]) -> tuple[Activation, ...]:
+    """Read the entries of one host in order; the activations come in the order they began.
+
+    Raises:
+        BrokenError: an entry's event or facts are malformed, facts of a rollout leave a gap, or a rollback
+            ended elsewhere than on the system that ran before.
+    """
+    reader = _Reader()
+    for body in bodies:
+        n = body["n"]
+        assert isinstance(n, int)
+        try:
+            _read_entry(reader, n, body)
+        except WireError as error:
+            raise BrokenError(n=n, problem=error.detail) from error
+    return tuple(reader.activations.values())
+
+
+def _read_entry(reader: _Reader, n: int, body: JsonObject) -> None:
+    event = body.get("event")
+    if isinstance(event, dict) and event.get("kind") == _INTENT_VERIFIED:
+        _read_intent(reader, n, decode_event(event))
+    facts = body.get("facts", [])
+    for fact in facts if isinstance(facts, list) else []:
+        _read_fact(reader, n, decode_rollout_fact(fact))
+
+
+def _read_intent(reader: _Reader, n: int, event: object) -> None:
+    assert isinstance(event, IntentVerified)
+    reader.proved[event.intent.rollout_id] = Proved(n=n, at=event.at.wall_ms, intent=event.intent)
+
+
+def _read_fact(reader: _Reader, n: int, given: RolloutFact) -> None:
+    rollout_id, fact = given.rollout_id, given.fact
+    last = reader.last_seq.get(rollout_id)
+    if last is not None and fact.seq != last + 1:
+        raise BrokenError(n=n, problem=f"fact {fact.seq} of {rollout_id} follows fact {last}")
+    reader.last_seq[rollout_id] = fact.seq
+    match fact:
+        case DispatchAck():
+            reader.acked[rollout_id] = (fact, reader.proved.get(rollout_id))
+        case ActivationStarted():
+            activation = _activation(reader, n, rollout_id, fact.started_at)
+            activation.started_at = fact.started_at
+        case ActivationCompleted():
+            activation = _activation(reader, n, rollout_id, fact.completed_at)
+            activation.completed_at = fact.completed_at
+            activation.closure = fact.observed_current_closure
+        case _:
+            _read_outcome(reader.activations.get(rollout_id), n, fact)
+
+
+def _activation(reader: _Reader, n: int, rollout_id: RolloutId, at: WallMs) -> Activation:
+    known = reader.activations.get(rollout_id)
+    if known is not None:
+        return known
+    ack, proved = reader.acked.get(rollout_id, (None, reader.proved.get(rollout_id)))
+    made = Activation(
+        rollout_id=rollout_id,
+        n=n,
+        # What was proved when the host decided; only if that is not in the journal, what was proved since.
+        proved=proved or reader.proved.get(rollout_id),
+        decided_at=at if ack is None else ack.received_at,
+        prior=None if ack is None else ack.current_closure_at_dispatch or None,
+    )
+    made.closure = made.proved.intent.target if made.proved is not None else None
+    return reader.activations.setdefault(rollout_id, made)
+
+
+def _read_outcome(activation: Activation | None, n: int, fact: Fact) -> None:
+    if activation is None:
+        return
+    match fact:
+        case Converged():
+            activation.converged_at = fact.converged_at
+        case Failed():
+            activation.failure = f"{', '.join(fact.failing_probes)} failed for {fact.sustained_duration_secs} s"
+        case ActivationFailed():
+            activation.failure = f"the switch failed with exit status {fact.exit_code}"
+        case RollbackComplete():
+            if activation.prior is not None and fact.reverted_to_closure != activation.prior:
+                problem = f"rolled back to {fact.reverted_to_closure}, but {activation.prior} ran before"
+                raise BrokenError(n=n, problem=problem)
+            activation.reverted_to, activation.reverted_at = fact.reverted_to_closure, fact.completed_at
+        case _:
+            return

@@ -1,0 +1,1 @@
+"""One module per command: options in, a call into the rest of the package, words out."""

@@ -1,0 +1,48 @@
+"""`nixfleet machines`: which machines there are, before and beside any rollout."""
+
+import click
+
+from nixfleet import fleet_view
+from nixfleet.clock import wall_now
+from nixfleet.commands import options
+from nixfleet.commands.connection import to_control_plane
+from nixfleet.operator_api import connected
+from nixfleet.operator_tls import Endpoint
+from nixfleet.terminal import note, print_json, print_table
+from state_machine.values import HostName
+from wire.codec import encode
+
+
+@click.group()
+def machines() -> None:
+    """List the machines the control plane knows, and announce new ones."""
+
+
+@machines.command("list")
+@to_control_plane
+@options.as_json
+def list_machines(endpoint: Endpoint, as_json: bool) -> None:
+    """List every machine that is declared, registered or was ever heard of."""
+    with connected(endpoint) as api:
+        listing = api.hosts()
+    if as_json:
+        print_json(encode(listing))
+    else:
+        print_table(fleet_view.MACHINE_HEADERS, fleet_view.machine_rows(listing, wall_now()))
+
+
+@machines.command()
+@click.argument("hostname")
+@click.option("--note", "remark", default="", help="What it is, where it stands.")
+@to_control_plane
+@options.as_json
+def register(endpoint: Endpoint, hostname: str, remark: str, as_json: bool) -> None:
+    """Announce the machine HOSTNAME. It can enrol once the signed fleet declares it and it has a token."""
+    with connected(endpoint) as api:
+        answer = api.register(HostName(hostname), remark)
+    if as_json:
+        print_json(answer)
+        return
+    click.echo(f"{hostname} is registered")
+    if not answer.get("declared"):
+        note(f"the fleet does not declare {hostname} yet: add it with its pubkey, then `nixfleet release`")

@@ -1,0 +1,131 @@
+"""Options and parameter types that several commands share, each with one variable and one configuration key."""
+
+import enum
+import getpass
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from evidence.trust import KeySlot, load_trust
+from nixfleet.clock import parse_duration_s, wall_now
+from nixfleet.errors import MissingSettingError
+from state_machine.values import WallMs
+from wire.timestamps import TimestampError, parse_rfc3339
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+DIRECTORY = click.Path(path_type=Path, file_okay=False)
+
+
+class InstantType(click.ParamType[WallMs]):
+    """An RFC 3339 timestamp."""
+
+    name = "RFC3339"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> WallMs:
+        """UTC milliseconds, or a usage error."""
+        if isinstance(value, int):
+            return WallMs(value)
+        try:
+            return parse_rfc3339(value)
+        except TimestampError as error:
+            self.fail(str(error), param, ctx)
+
+
+class DurationType(click.ParamType[int]):
+    """A length of time; a bare number is seconds."""
+
+    name = "DURATION"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Whole seconds, or a usage error."""
+        if isinstance(value, int):
+            return value
+        try:
+            return parse_duration_s(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
+class MemberType(click.Choice[Any]):
+    """One member of a `StrEnum`, given by its value (click would take the Python name)."""
+
+    def __init__(self, members: type[enum.StrEnum]) -> None:
+        super().__init__([member.value for member in members])
+        self.members = members
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> enum.StrEnum:
+        """The member, or a usage error."""
+        return self.members(super().convert(value, param, ctx))
+
+
+INSTANT = InstantType()
+DURATION = DurationType()
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Write one JSON document instead of text.")
+
+trust_file = click.option(
+    "--trust-file", type=FILE, envvar="NIXFLEET_TRUST_FILE", show_envvar=True, help="The trust roots, trust.json."
+)
+
+ci_key = click.option(
+    "--ci-key",
+    type=FILE,
+    envvar="NIXFLEET_CI_KEY",
+    show_envvar=True,
+    help="The CI release key: an ed25519 or P-256 private key, as PEM or in OpenSSH's format.",
+)
+
+org_root_key = click.option(
+    "--org-root-key", type=FILE, envvar="NIXFLEET_ORG_ROOT_KEY", show_envvar=True, help="The org root's private key."
+)
+
+releases_dir = click.option(
+    "--releases-dir",
+    type=DIRECTORY,
+    default=Path("releases"),
+    envvar="NIXFLEET_RELEASES_DIR",
+    show_envvar=True,
+    help="Where signed files are published.",
+)
+
+
+now = click.option(
+    "--now", type=INSTANT, metavar="RFC3339", help="Judge as if it were this instant.  [default: this machine's clock]"
+)
+
+
+def required(value: Path | None, flag: str, what: str) -> Path:
+    """The value of a shared option that this command needs.
+
+    Raises:
+        MissingSettingError: it was given nowhere.
+    """
+    if value is None:
+        variable = "NIXFLEET_" + flag.removeprefix("--").replace("-", "_").upper()
+        raise MissingSettingError(flag=flag, variable=variable, what=what)
+    return value
+
+
+def ci_slot(trust_file: Path | None) -> KeySlot | None:
+    """The CI release keys of a trust file, or None when no file was given.
+
+    Raises:
+        EvidenceError: the file cannot be read.
+    """
+    return None if trust_file is None else load_trust(trust_file).ci_release_key
+
+
+def user() -> str:
+    """Who runs this, for the notes on signed lists."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        # A container may run under a number that has no name.
+        return f"uid {os.getuid()}"
+
+
+def instant(given: WallMs | None) -> WallMs:
+    """The given instant, or now."""
+    return wall_now() if given is None else given

@@ -1,0 +1,49 @@
+"""`nixfleet revoke`: refuse a host's certificates that were issued before an instant."""
+
+from pathlib import Path
+
+import click
+
+from nixfleet.clock import wall_now
+from nixfleet.commands import options
+from nixfleet.keys import tokens
+from nixfleet.release.sign import load_signer
+from state_machine.intent import Revocation
+from state_machine.values import HostName, WallMs
+from wire.timestamps import format_rfc3339
+
+
+@click.command()
+@click.argument("host")
+@click.option("--reason", help="Noted on the list.")
+@click.option("--not-before", type=options.INSTANT, help="Refuse certificates issued before this.  [default: now]")
+@click.option("--revoked-by", help="Who is noted on the list.  [default: the user's name]")
+@options.ci_key
+@options.releases_dir
+@options.trust_file
+def revoke(
+    host: str,
+    reason: str | None,
+    not_before: WallMs | None,
+    revoked_by: str | None,
+    ci_key: Path | None,
+    releases_dir: Path,
+    trust_file: Path | None,
+) -> None:
+    """Put HOST on the signed list of revocations, which the control plane follows.
+
+    Every certificate of the host that was issued earlier is refused from then on. Enrolling again, with a new token,
+    gives it a certificate that is good: revoke first, then find out, then enrol.
+    """
+    signer = load_signer(options.required(ci_key, "--ci-key", "the CI release key"))
+    now = wall_now()
+    entry = Revocation(
+        hostname=HostName(host),
+        not_before=options.instant(not_before),
+        reason=reason,
+        revoked_by=revoked_by or options.user(),
+    )
+    path = releases_dir / tokens.REVOCATIONS
+    listed = tokens.revoke(path, entry, signer, now, options.ci_slot(trust_file))
+    since = next(known.not_before for known in listed.revocations if known.hostname == host)
+    click.echo(f"{host}: certificates issued before {format_rfc3339(since)} are revoked ({path})")

@@ -1,0 +1,133 @@
+"""Read the configuration file and offer it to click as defaults: flag beats environment beats file.
+
+The file is TOML: `--config`, else `NIXFLEET_CONFIG`, else `~/.config/nixfleet/config.toml` (`$XDG_CONFIG_HOME` is
+honoured), which may be absent. Keys at the top are shared settings; a table named after a command sets options of
+that command, with underscores for dashes. A key that nothing reads is an error, because it is a typo somebody
+relies on. Paths may begin with `~/`.
+"""
+
+import difflib
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import click
+
+from nixfleet.errors import ConfigurationError, UnreadableFileError
+
+SHARED: Final = (
+    "control_plane_url",
+    "ca_cert",
+    "client_cert",
+    "client_key",
+    "trust_file",
+    "ci_key",
+    "org_root_key",
+    "releases_dir",
+)
+"""Settings that more than one command reads; each also has the variable `NIXFLEET_<NAME>`."""
+
+
+@attrs.frozen(kw_only=True)
+class ConfigFileError(ConfigurationError):
+    """The configuration file does not say what it should."""
+
+    path: Path
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.why}"
+
+
+class Defaults(dict[str, Any]):
+    """Default values of a command that hold for every command below it too."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """A setting's value; for any other name, which is then a sub-command's, these defaults again."""
+        return super().get(key, self)
+
+
+@attrs.frozen(kw_only=True)
+class ConfigFile:
+    """A configuration file as read, or an empty one."""
+
+    path: Path
+    content: Mapping[str, Any]
+
+    def defaults_for(self, command: str) -> Defaults:
+        """Shared settings, then those of the table `[command]`, `~` expanded."""
+        table = self.content.get(command, {})
+        shared = {key: self.content[key] for key in SHARED if key in self.content}
+        return Defaults({key: _expanded(value) for key, value in {**shared, **table}.items()})
+
+    def check(self, tables: Iterable[str]) -> None:
+        """Refuse keys that are no shared setting and tables that are no command.
+
+        Raises:
+            ConfigFileError: naming the first one and the nearest known name.
+        """
+        known = list(tables)
+        for key, value in self.content.items():
+            if isinstance(value, dict) and key not in known:
+                raise ConfigFileError(path=self.path, why=f"[{key}] is no command{_nearest(key, known)}")
+            if not isinstance(value, dict) and key not in SHARED:
+                raise ConfigFileError(path=self.path, why=f"`{key}` is no setting{_nearest(key, SHARED)}")
+
+    def check_table(self, name: str, command: click.Command) -> None:
+        """Refuse keys of the table `[name]` that no option of the command or its sub-commands is called.
+
+        Raises:
+            ConfigFileError: naming the first one and the nearest known name.
+        """
+        options = sorted(_option_names(command))
+        for key in self.content.get(name, {}):
+            if key not in options:
+                why = f"[{name}] `{key}` is no option of `nixfleet {name}`{_nearest(key, options)}"
+                raise ConfigFileError(path=self.path, why=why)
+
+
+def default_path() -> Path:
+    """Where the file is looked for when nobody names one."""
+    base = os.environ.get("XDG_CONFIG_HOME") or "~/.config"
+    return Path(base).expanduser() / "nixfleet" / "config.toml"
+
+
+def load(named: Path | None) -> ConfigFile:
+    """Read the named file, which must exist, or the default one, which may not.
+
+    Raises:
+        UnreadableFileError: the named file is missing, or the file may not be read.
+        ConfigFileError: it is not TOML.
+    """
+    path = named or default_path()
+    try:
+        return ConfigFile(path=path, content=tomllib.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        if named is None:
+            return ConfigFile(path=path, content={})
+        raise UnreadableFileError(path=path, what="configuration file", cause=error.strerror or "missing") from error
+    except OSError as error:
+        raise UnreadableFileError(path=path, what="configuration file", cause=error.strerror or str(error)) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigFileError(path=path, why=f"not TOML: {error}") from error
+
+
+def _expanded(value: Any) -> Any:
+    return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~/") else value
+
+
+def _option_names(command: click.Command) -> set[str]:
+    names = {parameter.name for parameter in command.params if isinstance(parameter, click.Option) and parameter.name}
+    if isinstance(command, click.Group):
+        for child in command.commands.values():
+            names |= _option_names(child)
+    return names
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    known = list(known)
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"; did you mean `{near[0]}`?" if near else f": one of {', '.join(known)}"

@@ -1,0 +1,1 @@
+"""From a fleet description to signed files: read, check, resolve (all pure), sign, publish."""

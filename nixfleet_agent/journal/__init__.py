@@ -1,0 +1,1 @@
+"""The journal: state, outbox and evidence in one SQLite file (see `store` first)."""

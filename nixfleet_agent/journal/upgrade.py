@@ -1,0 +1,53 @@
+"""Run the migration in a process of its own, and say what came of it."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Final
+
+from nixfleet_agent.journal.errors import CorruptJournalError, JournalWriteError, WriteProblem
+from nixfleet_agent.journal.schema import shm_path, wal_path
+
+MIGRATION_TIMEOUT_S: Final = 300
+FIRST_CAUSE_STATUS: Final = 10
+"""Exit statuses from here on are `WriteProblem`s in the order of their definition."""
+
+
+def upgrade(path: Path) -> None:
+    """Make or bring up to date the file at `path`.
+
+    Raises:
+        JournalWriteError: it could not be written; nothing has changed.
+        CorruptJournalError: it is damaged.
+    """
+    import subprocess  # not needed in the life of a daemon whose journal is up to date
+
+    if not path.exists() or path.stat().st_size == 0:
+        _move_stray_log(path)
+    # A wrapped interpreter finds this package by its own path, which a child does not inherit.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-m", "nixfleet_agent.journal.migrate", os.fspath(path.absolute())]
+    try:
+        done = subprocess.run(  # noqa: S603 - our own interpreter and module
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=MIGRATION_TIMEOUT_S
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise JournalWriteError(path=path, cause=WriteProblem.DEVICE, problem=f"no migration: {error}") from error
+    if done.returncode != 0:
+        raise _failure(path, done.returncode, done.stderr.decode("utf-8", "replace"))
+
+
+def _failure(path: Path, status: int, said: str) -> JournalWriteError | CorruptJournalError:
+    causes = dict(enumerate(WriteProblem, FIRST_CAUSE_STATUS))
+    cause = causes.get(status, WriteProblem.DEVICE)
+    problem = said.strip().splitlines()[-1] if said.strip() else f"the migration ended with status {status}"
+    if cause is WriteProblem.DAMAGED:
+        return CorruptJournalError(path=path, problem=problem)
+    return JournalWriteError(path=path, cause=cause, problem=problem)
+
+
+def _move_stray_log(path: Path) -> None:
+    # A log whose file is gone belongs to no file we may make: SQLite could take its pages for the new one's.
+    for stray in (wal_path(path), shm_path(path)):
+        if stray.exists():
+            stray.rename(stray.with_name(f"{path.name}.stray{stray.name.removeprefix(path.name)}"))

@@ -1,0 +1,157 @@
+"""Open the journal at start, fold it, and decide nothing: what cannot be opened is kept, and the agent goes on without.
+
+A journal that is damaged, of a newer version or on a disk that cannot be written must not stop health checks and
+heartbeats, and must not be forgotten either: quarantine lives in it. So in such a run nothing new may begin (`holds`),
+nothing is remembered, and as soon as the journal can be used again the agent starts itself anew.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, Protocol
+
+import attrs
+import trio
+
+from evidence.host_key import HostKey
+from nixfleet_agent.journal.errors import CorruptJournalError, JournalError, JournalWriteError
+from nixfleet_agent.journal.store import Journal, set_aside
+from nixfleet_agent.runtime import Entry, Ledger
+from nixfleet_agent.workers.outbound import FactStore, StoredFact
+from state_machine.state import GENESIS, Known, State
+from state_machine.step import step
+from state_machine.values import HostName, RolloutId
+
+JOURNAL_NAME: Final = "journal.sqlite"
+TRY_AGAIN_S: Final = 30.0
+KEEP_DAYS: Final = 90
+KEEP_BYTES: Final = 256 * 1024 * 1024
+log = logging.getLogger(__name__)
+
+
+class _Source(Protocol):
+    def facts_from(self, rollout_id: RolloutId, from_seq: int, limit: int) -> Sequence[StoredFact]: ...
+
+
+class JournalFacts:
+    """Reads facts from the journal without holding up the event loop."""
+
+    def __init__(self, source: _Source) -> None:
+        self._source = source
+
+    async def facts_from(self, rollout_id: RolloutId, from_seq: int, limit: int) -> Sequence[StoredFact]:
+        """At most `limit` facts of the rollout from `from_seq` on, in order."""
+        return await trio.to_thread.run_sync(self._source.facts_from, rollout_id, from_seq, limit)
+
+
+class NoJournal:
+    """Stands in for a journal that cannot be used: remembers nothing, in a run in which nothing new may begin."""
+
+    entries_since_checkpoint = 0
+
+    def append(self, batch: Sequence[Entry]) -> None:
+        """Forget it."""
+
+    def save_checkpoint(self, known: Known) -> None:
+        """There is nothing to save it in."""
+
+    def facts_from(self, rollout_id: RolloutId, from_seq: int, limit: int) -> Sequence[StoredFact]:
+        """None."""
+        return ()
+
+
+@attrs.define(kw_only=True)
+class Opened:
+    """What a start found. `holds` says why nothing new may begin, or is empty."""
+
+    ledger: Ledger
+    facts: FactStore
+    known: Known
+    journal_id: str
+    close: Callable[[], None]
+    try_again: Callable[[], bool] = lambda: False
+    holds: str = ""
+    reborn: bool = False
+    """The journal can be used again: the process is to start itself anew."""
+
+    async def wait_until_usable(self, scope: trio.CancelScope) -> None:
+        """Look now and then whether the journal can be opened; then end this run."""
+        while True:
+            await trio.sleep(TRY_AGAIN_S)
+            if await trio.to_thread.run_sync(self.try_again):
+                break
+        log.info("the journal can be used again; starting anew")
+        self.reborn = True
+        scope.cancel()
+
+
+def open_ledger(state_dir: Path, *, host_key: HostKey, hostname: HostName) -> Opened:
+    """Open and fold the journal.
+
+    Raises:
+        JournalBusyError: another process has it.
+    """
+    path = state_dir / JOURNAL_NAME
+
+    def attempt() -> bool:
+        _open(path, host_key, hostname)[0].close()
+        return True
+
+    def try_again() -> bool:
+        try:
+            return attempt()
+        except JournalError:
+            return False
+
+    try:
+        journal, known = _open(path, host_key, hostname)
+    except (CorruptJournalError, JournalWriteError) as error:
+        return _without(_keep_aside(path, error), try_again)
+    return Opened(
+        ledger=journal,
+        facts=JournalFacts(journal),
+        known=known,
+        journal_id=journal.journal_id,
+        close=journal.close,
+    )
+
+
+def _open(path: Path, host_key: HostKey, hostname: HostName) -> tuple[Journal, Known]:
+    damaged = _damaged(path)
+    if damaged is not None and not path.exists():
+        raise JournalWriteError(problem=f"{damaged.name} was set aside; see `nixfleet-agent journal begin`")
+    journal = Journal.open(path, host_key=host_key, hostname=hostname)
+    return journal, fold(journal)
+
+
+def fold(journal: Journal) -> Known:
+    """The state that the journal amounts to: the newest good checkpoint and every entry after it."""
+    restored = journal.restore()
+    state = GENESIS if restored.known is None else State(known=restored.known)
+    for _, event in restored.tail:
+        state = step(state, event).state
+    return state.known
+
+
+def _damaged(path: Path) -> Path | None:
+    return max(path.parent.glob(f"{path.name}.damaged-*"), default=None)
+
+
+def _keep_aside(path: Path, error: JournalError) -> str:
+    if isinstance(error, CorruptJournalError):
+        kept = set_aside(path)
+        log.error("the journal is damaged and was set aside", extra={"fields": {"kept": str(kept), "why": str(error)}})
+    return str(error)
+
+
+def _without(holds: str, try_again: Callable[[], bool]) -> Opened:
+    nothing = NoJournal()
+    return Opened(
+        ledger=nothing,
+        facts=JournalFacts(nothing),
+        known=Known(),
+        journal_id="none",
+        close=lambda: None,
+        try_again=try_again,
+        holds=holds,
+    )

@@ -1,0 +1,323 @@
+"""The promises of `step` that one step can show, each said again as a function that looks at what came out.
+
+A function returns what is wrong, one sentence each; nothing means that the promise held. They are written from the
+promises and not from the handlers, so that a mistake in a handler does not repeat itself here.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
+
+from state_machine.events import (
+    Booted,
+    DispatchKind,
+    DispatchReceived,
+    DutyFinished,
+    FactRefused,
+    FactsDelivered,
+    IntentRefused,
+    QuarantineCleared,
+    ReplayRequested,
+    SnapshotsReceived,
+    SwitchFinished,
+    SystemObserved,
+    Tick,
+)
+from state_machine.facts import (
+    Converged,
+    DispatchAck,
+    Failed,
+    RollbackComplete,
+    RollbackFailed,
+    RollbackRequested,
+)
+from state_machine.intake import FORGOTTEN_KEPT, INTENTS_KEPT, TRACKED_KEPT
+from state_machine.passages import (
+    Passage,
+    facts_of,
+    is_repeat,
+    new_orders,
+    new_rollbacks,
+    new_switches,
+    orders,
+    rollout_of,
+)
+from state_machine.state import Known, Realising, RollingBack, SeenIntent, Switching, Tracked
+from state_machine.system import SystemView
+from state_machine.turn import REFUSALS_KEPT
+from state_machine.values import CLOCK_SLACK_MS, FailurePolicy, Phase, ProbeMode, ProbeStatus, RolloutId
+
+StepPromise = Callable[[Passage], Iterator[str]]
+
+FROM_THE_CONTROL_PLANE: Final = (
+    DispatchReceived,
+    IntentRefused,
+    FactsDelivered,
+    FactRefused,
+    ReplayRequested,
+    SnapshotsReceived,
+    DutyFinished,
+)
+"""Events whose content the control plane chooses, and of which nothing is proved."""
+
+
+def s1_only_proved_targets(passage: Passage) -> Iterator[str]:
+    """S1: a switch is ordered only to what a verified manifest gives this host, fresh at that moment by both clocks."""
+    for order in new_switches(passage):
+        rollout_id = rollout_of(passage, order)
+        seen = None if rollout_id is None else passage.after.intents.get(rollout_id)
+        if seen is None or seen.intent.target != order.closure:
+            yield f"{order.closure} is switched to, and no manifest in hand gives it to this host"
+        else:
+            yield from _untimely(passage, seen)
+
+
+def _untimely(passage: Passage, seen: SeenIntent) -> Iterator[str]:
+    intent, wall = seen.intent, passage.event.at.wall_ms
+    cap_s = passage.after.settings.freshness_cap_s
+    window_s = intent.freshness_window_s if cap_s is None else min(cap_s, intent.freshness_window_s)
+    limit = window_s * 1000 + CLOCK_SLACK_MS
+    running = passage.after.clock.read(passage.event.at) - seen.seen_steady
+    if wall - intent.signed_at > limit or seen.seen_wall + running - intent.signed_at > limit:
+        yield f"{intent.rollout_id} is acted on, and its manifest is stale"
+    if intent.signed_at - wall > CLOCK_SLACK_MS:
+        yield f"{intent.rollout_id} is acted on, and its manifest is from the future"
+
+
+def s2_never_an_older_manifest(passage: Passage) -> Iterator[str]:
+    """S2: what is acted on is not older than the newest accepted of its channel; the marks never go back."""
+    before, after = passage.known, passage.after
+    for channel, mark in before.newest_signed.items():
+        if after.newest_signed.get(channel, -1) < mark:
+            yield f"the newest accepted signature of {channel} went back from {mark}"
+    for rollout_id in _acted_on(passage):
+        seen = after.intents.get(rollout_id)
+        if seen is not None and seen.intent.signed_at < after.newest_signed.get(seen.intent.channel, -1):
+            yield f"{rollout_id} is acted on, and a newer manifest of {seen.intent.channel} has been accepted"
+
+
+def _acted_on(passage: Passage) -> set[RolloutId]:
+    taken = {rollout_id for rollout_id, _ in facts_of(passage, DispatchAck)}
+    switched = {rollout_of(passage, order) for order in new_switches(passage)}
+    return taken | {rollout_id for rollout_id in switched if rollout_id is not None}
+
+
+def s3_quarantine_holds(passage: Passage) -> Iterator[str]:
+    """S3: no order leads to a quarantined closure, and only an operator makes the quarantine smaller."""
+    before, after = passage.known.quarantine, passage.after.quarantine
+    for order in new_orders(passage):
+        if order.closure in before or order.closure in after:
+            yield f"{order.closure} is quarantined and is switched to"
+    if not isinstance(passage.event, QuarantineCleared):
+        yield from (f"{closure} left the quarantine by itself" for closure in before.keys() - after.keys())
+
+
+def s4_converged_means_proved(passage: Passage) -> Iterator[str]:
+    """S4: at `Converged` the target was seen running, its soak is over and every enforce probe passed last."""
+    for rollout_id, fact in facts_of(passage, Converged):
+        tracked, known = passage.after.rollouts[rollout_id], passage.after
+        observed = _observed(passage)
+        if observed is None or not fact.current_closure == observed.running == tracked.record.target_closure:
+            yield f"{rollout_id} converged, and its target was not seen running in that moment"
+        soaked = -1 if tracked.soak_from is None else known.clock.read(passage.event.at) - tracked.soak_from
+        due = tracked.record.soak_due_at
+        if soaked < tracked.soak_ms or (due is not None and passage.event.at.wall_ms < due):
+            yield f"{rollout_id} converged before its soak was over"
+        for spec in known.judges:
+            health = known.probes.get(spec.name)
+            if spec.mode is ProbeMode.ENFORCE and (health is None or health.status is not ProbeStatus.PASS):
+                yield f"{rollout_id} converged, and {spec.name} has not passed last"
+
+
+def _observed(passage: Passage) -> SystemView | None:
+    match passage.event:
+        case SystemObserved(system=system) | SwitchFinished(system=system) | Booted(system=system):
+            return system
+        case _:
+            return None
+
+
+def s5_back_to_what_ran(passage: Passage) -> Iterator[str]:
+    """S5: a rollback goes to the system recorded at the dispatch, never to the target; without one, that is said."""
+    for order in new_rollbacks(passage):
+        rollout_id = rollout_of(passage, order)
+        tracked = None if rollout_id is None else passage.known.rollouts.get(rollout_id)
+        if tracked is None or tracked.prior != order.closure:
+            yield f"a rollback goes to {order.closure}, which was not recorded before it"
+        elif order.closure == tracked.record.target_closure:
+            yield f"a rollback goes to {order.closure}, the failing target"
+        elif tracked.record.target_closure not in passage.after.quarantine and not is_repeat(passage):
+            yield f"{tracked.record.target_closure} is rolled back and not quarantined"
+    for rollout_id, reverted in facts_of(passage, RollbackComplete):
+        if reverted.reverted_to_closure != passage.known.rollouts[rollout_id].prior:
+            yield f"{rollout_id} was reverted to {reverted.reverted_to_closure}, which is not what ran before"
+    for rollout_id, failed in facts_of(passage, Failed):
+        taken_back = any(True for _ in new_rollbacks(passage))
+        said = any(rollout == rollout_id for rollout, _ in facts_of(passage, RollbackFailed))
+        if failed.policy_applied is FailurePolicy.ROLLBACK_AND_HALT and not taken_back and not said:
+            yield f"{rollout_id} failed, and nothing says why it is not rolled back"
+
+
+def s6_one_at_a_time(passage: Passage) -> Iterator[str]:
+    """S6: a switch or rollback begins only when none is in flight, or in the step that sees the last one's end."""
+    given = orders(passage.step.actions)
+    if len(given) > 1:
+        yield f"{len(given)} switches ordered in one step"
+    if any(True for _ in new_orders(passage)) and passage.known.busy and not _ends_the_one_in_flight(passage):
+        yield f"a switch is ordered while {passage.known.operation} is in flight"
+
+
+def _ends_the_one_in_flight(passage: Passage) -> bool:
+    operation = passage.known.operation
+    if not isinstance(operation, Switching | RollingBack):
+        return True
+    match passage.event:
+        case SwitchFinished(op=op):
+            return op == operation.op
+        case Booted(system=system):
+            return system.boot_id != operation.boot_id
+        case Tick(at=at):  # far beyond the worker's own deadline, its answer counts as lost
+            return passage.after.clock.read(at) >= operation.due
+        case _:
+            return False
+
+
+def s7_numbers_without_gaps(passage: Passage) -> Iterator[str]:
+    """S7: facts are numbered one after the other per rollout, and what was numbered stays."""
+    last = {rollout_id: tracked.record.last_seq for rollout_id, tracked in passage.known.rollouts.items()}
+    last |= {rollout_id: entry.last_seq for rollout_id, entry in passage.known.forgotten.items()}
+    for born in passage.step.facts:
+        adopted = passage.after.rollouts[born.rollout_id].oldest_seq
+        expected = last.get(born.rollout_id, adopted - 1) + 1
+        if born.fact.seq != expected:
+            yield f"{type(born.fact).__name__} of {born.rollout_id} is number {born.fact.seq}, not {expected}"
+        last[born.rollout_id] = born.fact.seq
+    for rollout_id, tracked in passage.after.rollouts.items():
+        if tracked.record.last_seq != last.get(rollout_id, tracked.oldest_seq - 1):
+            yield f"{rollout_id} counts {tracked.record.last_seq} facts, and {last.get(rollout_id)} were born"
+    if passage.step.facts and not passage.step.durable:
+        yield "facts were born in a step that is not journaled"
+
+
+def s8_stale_stays_stale(passage: Passage) -> Iterator[str]:
+    """S8: marks of staleness never go back, and nothing is begun by a clock that trusted signatures contradict."""
+    for channel, mark in passage.known.stale_through.items():
+        if passage.after.stale_through.get(channel, -1) < mark:
+            yield f"manifests of {channel} signed through {mark} are no longer marked stale"
+    wall, newest = passage.event.at.wall_ms, passage.after.newest_signature
+    for rollout_id in _acted_on(passage):
+        if newest is not None and wall < newest - CLOCK_SLACK_MS:
+            yield f"{rollout_id} is acted on, and the clock is behind the newest signature"
+        seen = passage.after.intents.get(rollout_id)
+        if seen is not None and seen.intent.signed_at <= passage.after.stale_through.get(seen.intent.channel, -1):
+            yield f"{rollout_id} is acted on, and its manifest was found stale once"
+
+
+def s9_the_control_plane_cannot_move_us(passage: Passage) -> Iterator[str]:
+    """S9: what the control plane says orders no switch by itself, stops no probe, and asks back only what is active."""
+    if not isinstance(passage.event, FROM_THE_CONTROL_PLANE):
+        return
+    if new_switches(passage):
+        yield f"{type(passage.event).__name__} alone ordered a switch"
+    if new_rollbacks(passage) and not _is_wish_for_the_active(passage):
+        yield f"{type(passage.event).__name__} alone ordered a rollback"
+    if any(True for _ in facts_of(passage, RollbackRequested)) and not _is_wish_for_the_active(passage):
+        yield f"{type(passage.event).__name__} is on record as a wish to roll back"
+    if passage.after.topology != passage.known.topology:
+        yield f"{type(passage.event).__name__} changed what is probed"
+    if passage.after.settings != passage.known.settings:
+        yield f"{type(passage.event).__name__} changed the settings"
+
+
+def _is_wish_for_the_active(passage: Passage) -> bool:
+    event, current = passage.event, passage.known.current
+    return (
+        isinstance(event, DispatchReceived)
+        and event.kind is DispatchKind.ROLLBACK
+        and current is not None
+        and event.rollout_id == current.record.rollout_id
+        and current.record.phase not in (Phase.PENDING, Phase.FAILED, Phase.REVERTED)
+    )
+
+
+def s10_only_the_journal_moves_us(passage: Passage) -> Iterator[str]:
+    """S10: an event that is not journaled leaves the durable state as it is."""
+    if not passage.step.durable and passage.after is not passage.known:
+        yield f"{type(passage.event).__name__} changed the durable state and is not journaled"
+    if isinstance(passage.event, Booted) and not passage.step.durable:
+        yield "a boot is not journaled"
+
+
+def hangs_together(passage: Passage) -> Iterator[str]:
+    """The durable state after contradicts itself nowhere, and is bounded."""
+    yield from contradictions(passage.after)
+
+
+def contradictions(known: Known) -> Iterator[str]:
+    """What in `known` cannot be true together. A state without any is one that `step` can be given."""
+    current = known.current
+    if known.active is not None and current is None:
+        yield f"{known.active} is active and not tracked"
+    if current is not None:
+        yield from _contradictions_of_the_active(known, current)
+    elif known.operation is not None:
+        yield "an operation is under way for no rollout"
+    if known.waiting is not None and known.waiting.rollout_id in known.rollouts:
+        phase = known.rollouts[known.waiting.rollout_id].record.phase
+        if phase is not Phase.PENDING:
+            yield f"a dispatch is held for {known.waiting.rollout_id}, which is {phase}"
+    for rollout_id, tracked in known.rollouts.items():
+        if tracked.record.rollout_id != rollout_id or rollout_id in known.forgotten:
+            yield f"{rollout_id} is filed wrongly"
+        if not tracked.oldest_seq - 1 <= tracked.delivered_seq <= tracked.record.last_seq:
+            yield f"{rollout_id} has delivered through {tracked.delivered_seq}, which it does not have"
+    yield from _oversized(known)
+
+
+def _contradictions_of_the_active(known: Known, current: Tracked) -> Iterator[str]:
+    operation, phase = known.operation, current.record.phase
+    match operation:
+        case Realising():
+            fits, leads_to = phase is Phase.ACTIVATING, current.record.target_closure
+        case Switching():
+            # Failed: the control plane asked for a rollback in the middle of it.
+            fits, leads_to = phase in (Phase.ACTIVATING, Phase.FAILED), current.record.target_closure
+        case RollingBack():
+            fits, leads_to = phase is Phase.FAILED, current.prior or current.record.target_closure
+        case None:
+            fits, leads_to = phase is not Phase.ACTIVATING, current.record.target_closure
+    if not fits:
+        yield f"{current.record.rollout_id} is {phase}, and the operation is {operation}"
+    if operation is not None and operation.closure != leads_to:
+        yield f"{operation} is under way, and the active rollout wants {leads_to}"
+    if operation is not None and operation.rollout_id != known.active:
+        yield f"{operation} is under way, and {known.active} is active"
+    if operation is not None and operation.op >= known.next_op:
+        yield f"{operation} has a number that was not given out"
+    if phase is Phase.SOAKING and current.soak_from is None:
+        yield f"{current.record.rollout_id} soaks since never"
+
+
+def _oversized(known: Known) -> Iterator[str]:
+    sizes = {
+        "rollouts": (len(known.rollouts), TRACKED_KEPT),
+        "forgotten": (len(known.forgotten), FORGOTTEN_KEPT),
+        "intents": (len(known.intents), INTENTS_KEPT),
+        "refusals": (len(known.refusals), REFUSALS_KEPT),
+    }
+    yield from (f"{count} {name} are kept, {limit} at most" for name, (count, limit) in sizes.items() if count > limit)
+
+
+STEP_PROMISES: Final[Mapping[str, StepPromise]] = {
+    "S1": s1_only_proved_targets,
+    "S2": s2_never_an_older_manifest,
+    "S3": s3_quarantine_holds,
+    "S4": s4_converged_means_proved,
+    "S5": s5_back_to_what_ran,
+    "S6": s6_one_at_a_time,
+    "S7": s7_numbers_without_gaps,
+    "S8": s8_stale_stays_stale,
+    "S9": s9_the_control_plane_cannot_move_us,
+    "S10": s10_only_the_journal_moves_us,
+    "whole": hangs_together,
+}
+"""By the name architecture.md gives it. `whole` is what they all rest on."""
