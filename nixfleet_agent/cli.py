@@ -34,7 +34,7 @@ def _click_option(option: Option) -> click.Option:
         described += f"  [default: {option.default}]"
     if option.kind is Kind.FLAG:
         return click.Option([option.flag, option.name], is_flag=True, default=None, help=described)
-    kind: click.ParamType = click.STRING
+    kind: click.ParamType[Any] = click.STRING
     if option.kind is Kind.CHOICE:
         kind = click.Choice(option.choices)
     elif option.kind is Kind.PATH:

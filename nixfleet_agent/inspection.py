@@ -17,7 +17,8 @@ from nixfleet_agent.status import document
 from state_machine.events import QuarantineCleared
 from state_machine.state import State
 from state_machine.step import step
-from state_machine.values import Closure, is_closure
+from state_machine.values import Closure, WallMs, is_closure
+from wire.timestamps import format_rfc3339
 
 Say = Callable[[str], object]
 
@@ -91,29 +92,17 @@ def show(state_dir: Path, since: int, as_json: bool, say: Say) -> int:
     """Print entries from number `since` on."""
     with reader.JournalReader(_journal(state_dir)) as journal:
         for entry in journal.entries(from_n=since):
-            say(entry.body.decode() if as_json else _entry_line(entry.body))
+            say(entry.body.decode() if as_json else entry_line(entry.body))
     return 0
 
 
-def _entry_line(body: bytes) -> str:
+def entry_line(body: bytes) -> str:
+    """Number, instant, event, and the facts it gave birth to."""
     entry = json.loads(body)
-    event = dict(entry["event"])
-    kind, at = event.pop("kind"), event.pop("at")
-    facts = ", ".join(f"{fact['rollout_id']} {fact['kind']} {fact['seq']}" for fact in map(_fact, entry["facts"]))
-    instant = _instant(at["wall_ms"])
-    return f"{entry['n']:>6}  {instant}  {kind:<18}  {facts}".rstrip()
-
-
-def _fact(fact: Mapping[str, Any]) -> dict[str, Any]:
-    inner = fact.get("fact", fact)
-    return {"rollout_id": fact["rollout_id"], "kind": inner["kind"], "seq": inner["seq"]}
-
-
-def _instant(wall_ms: int) -> str:
-    from state_machine.values import WallMs
-    from wire.timestamps import format_rfc3339
-
-    return format_rfc3339(WallMs(wall_ms))
+    event = entry["event"]
+    facts = ", ".join(f"{fact['rollout_id']} {fact['kind']} {fact['seq']}" for fact in entry["facts"])
+    instant = format_rfc3339(WallMs(event["at"]["wall_ms"]))
+    return f"{entry['n']:>6}  {instant:<24}  {event['kind']:<18}  {facts}".rstrip()
 
 
 def verify(state_dir: Path, watermark: int | None, host_key: Path, say: Say) -> int:
@@ -142,7 +131,10 @@ def replay(state_dir: Path, say: Say) -> int:
     with reader.JournalReader(_journal(state_dir)) as journal:
         quick = fold(journal)
         state, count = State(), 0
-        for _, event in journal.events_from_start():
+        oldest = journal.restore_oldest()
+        if oldest.known is not None:
+            state = State(known=oldest.known)
+        for _, event in oldest.tail:
             state, count = step(state, event).state, count + 1
         if state.known != quick:
             say(f"{count} entries replayed; the result differs from the checkpoint, which must not be")

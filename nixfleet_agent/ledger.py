@@ -14,19 +14,26 @@ import attrs
 import trio
 
 from evidence.host_key import HostKey
-from nixfleet_agent.journal.errors import CorruptJournalError, JournalError, JournalWriteError
+from nixfleet_agent.journal.checkpoints import Restored
+from nixfleet_agent.journal.errors import CorruptJournalError, JournalBusyError, JournalError, JournalWriteError
 from nixfleet_agent.journal.store import Journal, set_aside
 from nixfleet_agent.runtime import Entry, Ledger
 from nixfleet_agent.workers.outbound import FactStore, StoredFact
 from state_machine.state import GENESIS, Known, State
 from state_machine.step import step
-from state_machine.values import HostName, RolloutId
+from state_machine.values import HostName, RolloutId, WallMs
 
 JOURNAL_NAME: Final = "journal.sqlite"
 TRY_AGAIN_S: Final = 30.0
-KEEP_DAYS: Final = 90
-KEEP_BYTES: Final = 256 * 1024 * 1024
 log = logging.getLogger(__name__)
+
+
+class Foldable(Protocol):
+    """A journal, open for writing or only for reading."""
+
+    def restore(self) -> Restored:
+        """Where to begin, and what to fold."""
+        ...
 
 
 class _Source(Protocol):
@@ -54,6 +61,10 @@ class NoJournal:
 
     def save_checkpoint(self, known: Known) -> None:
         """There is nothing to save it in."""
+
+    def prune(self, *, now: WallMs, delivered: Callable[[RolloutId], int]) -> int:
+        """There is nothing to prune."""
+        return 0
 
     def facts_from(self, rollout_id: RolloutId, from_seq: int, limit: int) -> Sequence[StoredFact]:
         """None."""
@@ -105,7 +116,9 @@ def open_ledger(state_dir: Path, *, host_key: HostKey, hostname: HostName) -> Op
 
     try:
         journal, known = _open(path, host_key, hostname)
-    except (CorruptJournalError, JournalWriteError) as error:
+    except JournalBusyError:
+        raise
+    except JournalError as error:
         return _without(_keep_aside(path, error), try_again)
     return Opened(
         ledger=journal,
@@ -121,10 +134,14 @@ def _open(path: Path, host_key: HostKey, hostname: HostName) -> tuple[Journal, K
     if damaged is not None and not path.exists():
         raise JournalWriteError(problem=f"{damaged.name} was set aside; see `nixfleet-agent journal begin`")
     journal = Journal.open(path, host_key=host_key, hostname=hostname)
-    return journal, fold(journal)
+    try:
+        return journal, fold(journal)
+    except BaseException:
+        journal.close()
+        raise
 
 
-def fold(journal: Journal) -> Known:
+def fold(journal: Foldable) -> Known:
     """The state that the journal amounts to: the newest good checkpoint and every entry after it."""
     restored = journal.restore()
     state = GENESIS if restored.known is None else State(known=restored.known)

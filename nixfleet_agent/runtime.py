@@ -24,13 +24,15 @@ from state_machine.schedule import next_wakeup
 from state_machine.state import Known, State
 from state_machine.step import step
 from state_machine.turn import Step
-from state_machine.values import Moment
+from state_machine.values import Moment, RolloutId, WallMs
 
 CHANNEL_SIZE: Final = 64
 BATCH: Final = 256
 HELD_BACK_MAX: Final = 1000
 JOURNAL_RETRY_S: Final = 5.0
 CHECKPOINT_EVERY: Final = 500
+EVERYTHING: Final = 2**53
+"""Delivered sequence number of a rollout that is no longer tracked: it was let go of because it was delivered."""
 log = logging.getLogger(__name__)
 
 Entry = tuple[Event, tuple[RolloutFact, ...]]
@@ -54,6 +56,10 @@ class Ledger(Protocol):
 
     def save_checkpoint(self, known: Known) -> None:
         """Make the next restart fast."""
+        ...
+
+    def prune(self, *, now: WallMs, delivered: Callable[[RolloutId], int]) -> int:
+        """Remove a bounded part of what is old and delivered; how many entries."""
         ...
 
 
@@ -200,8 +206,16 @@ class Runtime:
             return
         try:
             await self._in_thread(self._ledger.save_checkpoint, self._state.known)
+            await self._in_thread(self._prune, self._state.known)
         except JournalWriteError as error:
             log.warning("no checkpoint could be written", extra={"fields": {"error": str(error)}})
+
+    def _prune(self, known: Known) -> None:
+        def delivered(rollout_id: RolloutId) -> int:
+            tracked = known.rollouts.get(rollout_id)
+            return EVERYTHING if tracked is None else tracked.delivered_seq
+
+        self._ledger.prune(now=self._clock().wall_ms, delivered=delivered)
 
     async def alarm(self) -> None:
         """Sleep until the next deadline that the state names, and say so. Deadlines, not tickers."""

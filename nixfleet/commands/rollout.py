@@ -91,7 +91,7 @@ def _show_lifecycle(lifecycle: RolloutLifecycle) -> None:
 
 
 def _show(line: HostTimeline) -> None:
-    took = f"in {in_words(line.took_ms)}" if line.steps else ""
+    took = f"in {in_words(line.took_ms)}" if len(line.steps) > 1 else ""
     print_line((f"\n{line.host}", f"wave {line.wave}", fleet_view.phase_cell(line.state), took))
     if line.held_by is not None:
         print_line((Cell(f"  held: {line.held_by}", QUIET),))

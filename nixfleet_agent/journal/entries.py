@@ -17,7 +17,7 @@ import attrs
 from evidence.chain import Anchor, SealedEntry, seal
 from evidence.errors import EvidenceError
 from evidence.host_key import HostKey
-from nixfleet_agent.journal.errors import CorruptJournalError, UnwritableEventError
+from nixfleet_agent.journal.errors import CorruptJournalError, NewerJournalError, UnwritableEventError
 from nixfleet_agent.journal.schema import reading
 from state_machine.events import Event
 from state_machine.facts import RolloutFact
@@ -78,7 +78,7 @@ def sealed_entries(db: sqlite3.Connection, path: Path, from_n: int) -> Iterator[
         CorruptJournalError, UnreadableJournalError: SQLite cannot read on.
     """
     with reading(path):
-        rows = db.execute(f"SELECT {ENTRY_COLUMNS} FROM entries WHERE n >= ? ORDER BY n", (from_n,))  # noqa: S608
+        rows = db.execute(f"SELECT {ENTRY_COLUMNS} FROM entries WHERE n >= ? ORDER BY n", (from_n,))
         for n, body, digest, signature in rows:
             yield SealedEntry(n=n, body=bytes(body), hash=bytes(digest), signature=bytes(signature))
 
@@ -115,25 +115,25 @@ def whole_body(path: Path, entry: SealedEntry) -> dict[str, Any]:
 
 
 def event_of(path: Path, n: int, body: dict[str, Any]) -> Event:
-    """The event of an entry.
+    """The event of an entry that is whole.
 
     Raises:
-        CorruptJournalError: this version cannot read it.
+        NewerJournalError: this version cannot read it.
     """
     try:
         return decode_event(body.get("event"))
     except WireError as error:
-        raise CorruptJournalError(path=path, problem=f"entry {n}: event: {error.detail}") from error
+        raise NewerJournalError(path=path, problem=f"event of entry {n}: {error.detail}") from error
 
 
 def facts_of(path: Path, n: int, body: dict[str, Any]) -> tuple[RolloutFact, ...]:
-    """The facts of an entry.
+    """The facts of an entry that is whole.
 
     Raises:
-        CorruptJournalError: this version cannot read one.
+        NewerJournalError: this version cannot read one.
     """
     encoded = body.get("facts")
     try:
         return tuple(decode_rollout_fact(fact) for fact in (encoded if isinstance(encoded, list) else ()))
     except WireError as error:
-        raise CorruptJournalError(path=path, problem=f"entry {n}: facts: {error.detail}") from error
+        raise NewerJournalError(path=path, problem=f"facts of entry {n}: {error.detail}") from error

@@ -18,17 +18,13 @@ class JournalError(AgentError):
 
 @attrs.frozen(kw_only=True)
 class NewerJournalError(JournalError):
-    """The file was written by a newer version of the agent. It was not touched."""
+    """A newer version of the agent wrote the file or something in it. It was not touched."""
 
     path: Path
-    version: int
-    supported: int
+    problem: str
 
     def __str__(self) -> str:
-        return (
-            f"{self.path} has schema version {self.version}, this agent reads up to {self.supported}: "
-            "run the newer agent, or move the file away to begin anew"
-        )
+        return f"{self.path} is of a newer agent: {self.problem}; run that agent, or move the file away to begin anew"
 
 
 @attrs.frozen(kw_only=True)
@@ -97,6 +93,9 @@ class WriteProblem(enum.StrEnum):
     DEVICE = "device"
 
 
+EXIT_STATUS: Final = {cause: 10 + place for place, cause in enumerate(WriteProblem)}
+"""How a migration, which is a process of its own, tells its parent what went wrong."""
+
 _REMEDIES: Final = {
     WriteProblem.DISK_FULL: "free some space on its file system",
     WriteProblem.READ_ONLY: "make its directory writable for the agent",
@@ -123,7 +122,9 @@ class JournalWriteError(JournalError):
         return f"{self.path} cannot be written ({self.cause}): {self.problem}; {_REMEDIES[self.cause]}"
 
 
-_DAMAGE: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB})
+_DAMAGE: Final = frozenset({sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR})
+"""The last means that a query does not fit the file: its tables are not ours."""
+
 _CAUSES: Final = {
     sqlite3.SQLITE_FULL: WriteProblem.DISK_FULL,
     sqlite3.SQLITE_READONLY: WriteProblem.READ_ONLY,

@@ -15,20 +15,18 @@ from typing import Final
 import attrs
 from sqlite_utils import Database
 
-from nixfleet_agent.journal.errors import WriteProblem, write_error
+from nixfleet_agent.journal.errors import EXIT_STATUS, WriteProblem, write_error
 from nixfleet_agent.journal.schema import BUSY_TIMEOUT_MS, SCHEMA_VERSION
 
 Migration = Callable[[Database], None]
-
-EXIT_CAUSES: Final = dict(zip(WriteProblem, range(10, 20), strict=False))
-"""Exit status by what went wrong, for the daemon to tell them apart."""
 
 
 def _first_tables(db: Database) -> None:
     db.table("journal").create({"id": str}, not_null={"id"})
     db.table("journal").insert({"id": secrets.token_hex(16)})
     db.table("entries").create(
-        {"n": int, "body": bytes, "hash": bytes, "signature": bytes, "kind": str, "at_ms": int, "rollout": str},
+        # The short columns first: what lies behind a long body is slow to reach.
+        {"n": int, "kind": str, "at_ms": int, "rollout": str, "hash": bytes, "signature": bytes, "body": bytes},
         pk="n",
         not_null={"body", "hash", "signature", "kind", "at_ms"},
     )
@@ -94,7 +92,7 @@ def _attempt(path: Path) -> _Outcome:
         migrate(path)
     except (sqlite3.Error, OSError) as error:
         failure = write_error(path, error)
-        return _Outcome(status=EXIT_CAUSES[failure.cause or WriteProblem.DEVICE], problem=failure.problem)
+        return _Outcome(status=EXIT_STATUS[failure.cause or WriteProblem.DEVICE], problem=failure.problem)
     return _Outcome()
 
 

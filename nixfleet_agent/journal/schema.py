@@ -1,7 +1,7 @@
 """The file: how it is opened, which version it has, and what its tables are.
 
     journal(id)                                               one row: the random name of this journal
-    entries(n, body, hash, signature, kind, at_ms, rollout)   the chain; columns after `signature` repeat the body
+    entries(n, kind, at_ms, rollout, hash, signature, body)   the chain; the columns before `hash` repeat the body
     facts(rollout, seq, n, idx)                               where each fact lies; derivable from `entries`
     checkpoints(n, body, signature)                           the state after entry `n`, signed
     anchor(n, body, signature)                                at most one row: what lay before the first entry
@@ -58,29 +58,40 @@ def version_of(path: Path) -> int | None:
         return None
     if head != MAGIC:
         raise CorruptJournalError(path=path, problem="it is not an SQLite database")
-    with contextlib.closing(open_read_only(path)) as db:
-        version = int(_first(db, path, "PRAGMA user_version"))
+    with contextlib.closing(_open_without_trace(path)) as db, reading(path):
+        version: int = db.execute("PRAGMA user_version").fetchone()[0]
+        [tables] = db.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     if version > SCHEMA_VERSION:
-        raise NewerJournalError(path=path, version=version, supported=SCHEMA_VERSION)
+        problem = f"it has schema version {version}, this agent knows up to {SCHEMA_VERSION}"
+        raise NewerJournalError(path=path, problem=problem)
+    if version == 0 and tables:
+        raise CorruptJournalError(path=path, problem="it is a database of something else")
     return version
 
 
 def open_read_only(path: Path) -> sqlite3.Connection:
-    """A connection that writes nothing, beside a running agent or alone, on a writable disk or not.
+    """A connection that changes nothing in the file, beside a running agent or alone, on a writable disk or not.
 
     Raises:
         CorruptJournalError, UnreadableJournalError: it cannot be read.
     """
-    wal = wal_path(path)
-    # Without a log beside it nobody has it open, and `immutable` leaves no trace; with one, the log counts.
-    quiet = not wal.exists() or wal.stat().st_size == 0
     try:
-        return _connect(path, "mode=ro&immutable=1" if quiet else "mode=ro")
-    except sqlite3.OperationalError as error:
-        if quiet:
-            raise read_error(path, error) from error
+        return _connect(path, "mode=ro")
+    except sqlite3.Error as error:
+        found = read_error(path, error)
+        if isinstance(found, CorruptJournalError):
+            raise found from error
+    # Where nothing can be written SQLite cannot index the log beside the file; but then nobody writes the file either.
+    return _open_immutable(path)
+
+
+def _open_without_trace(path: Path) -> sqlite3.Connection:
+    # Without a log nobody has the file open, and then SQLite need not make one to look inside.
+    return open_read_only(path) if wal_path(path).exists() else _open_immutable(path)
+
+
+def _open_immutable(path: Path) -> sqlite3.Connection:
     try:
-        # A log in a directory that cannot be written cannot be indexed: what is in the file itself must do.
         return _connect(path, "mode=ro&immutable=1")
     except sqlite3.Error as error:
         raise read_error(path, error) from error
@@ -127,6 +138,16 @@ def writing(db: sqlite3.Connection, path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def snapshot(db: sqlite3.Connection) -> Iterator[None]:
+    """Everything read in the block is of one instant, whatever is written meanwhile."""
+    db.execute("BEGIN")
+    try:
+        yield
+    finally:
+        db.execute("COMMIT")
+
+
+@contextlib.contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Name what SQLite finds wrong while it reads.
 
@@ -150,9 +171,3 @@ def _connect(path: Path, options: str) -> sqlite3.Connection:
         db.close()
         raise
     return db
-
-
-def _first(db: sqlite3.Connection, path: Path, query: str) -> int:
-    with reading(path):
-        value: int = db.execute(query).fetchone()[0]
-        return value

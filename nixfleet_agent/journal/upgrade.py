@@ -5,12 +5,10 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from nixfleet_agent.journal.errors import CorruptJournalError, JournalWriteError, WriteProblem
+from nixfleet_agent.journal.errors import EXIT_STATUS, CorruptJournalError, JournalWriteError, WriteProblem, write_error
 from nixfleet_agent.journal.schema import shm_path, wal_path
 
 MIGRATION_TIMEOUT_S: Final = 300
-FIRST_CAUSE_STATUS: Final = 10
-"""Exit statuses from here on are `WriteProblem`s in the order of their definition."""
 
 
 def upgrade(path: Path) -> None:
@@ -22,13 +20,16 @@ def upgrade(path: Path) -> None:
     """
     import subprocess  # not needed in the life of a daemon whose journal is up to date
 
-    if not path.exists() or path.stat().st_size == 0:
-        _move_stray_log(path)
+    try:
+        if not path.exists() or path.stat().st_size == 0:
+            _move_stray_log(path)
+    except OSError as error:
+        raise write_error(path, error) from error
     # A wrapped interpreter finds this package by its own path, which a child does not inherit.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     command = [sys.executable, "-m", "nixfleet_agent.journal.migrate", os.fspath(path.absolute())]
     try:
-        done = subprocess.run(  # noqa: S603 - our own interpreter and module
+        done = subprocess.run(
             command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=MIGRATION_TIMEOUT_S
         )
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -38,8 +39,7 @@ def upgrade(path: Path) -> None:
 
 
 def _failure(path: Path, status: int, said: str) -> JournalWriteError | CorruptJournalError:
-    causes = dict(enumerate(WriteProblem, FIRST_CAUSE_STATUS))
-    cause = causes.get(status, WriteProblem.DEVICE)
+    cause = next((cause for cause, code in EXIT_STATUS.items() if code == status), WriteProblem.DEVICE)
     problem = said.strip().splitlines()[-1] if said.strip() else f"the migration ended with status {status}"
     if cause is WriteProblem.DAMAGED:
         return CorruptJournalError(path=path, problem=problem)

@@ -1,6 +1,7 @@
 """Send facts from the journal, in order, and say how far the control plane has them (protocol section 3.5)."""
 
 import logging
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 import attrs
@@ -44,7 +45,7 @@ class StoredFact(Protocol):
 class FactStore(Protocol):
     """Where facts are read from, in bounded portions."""
 
-    async def facts_from(self, rollout_id: RolloutId, from_seq: int, limit: int) -> list[StoredFact]:
+    async def facts_from(self, rollout_id: RolloutId, from_seq: int, limit: int) -> Sequence[StoredFact]:
         """At most `limit` facts of the rollout from `from_seq` on, in order."""
         ...
 

@@ -35,6 +35,7 @@ from state_machine.events import (
     IntentRefused,
     IntentVerified,
     ProbeObserved,
+    ProbesDeclared,
     RealiseFinished,
     ReplayRequested,
     Settings,
@@ -460,6 +461,8 @@ class World:
         for ill in (self.sick, self.breaks, self.defers):
             ill.clear()
         self.pass_time(3 * DAY)
+        self.probes = (SSH, DISK)
+        self.tell(ProbesDeclared(at=self.moment(), probes=self.probes))
         if self.state.known.settings != Settings(machine_id=HOST):
             self.settings = Settings(machine_id=HOST)
             self.kill()

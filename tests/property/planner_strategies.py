@@ -170,6 +170,14 @@ def wild_worlds(draw: st.DrawFn) -> PlannerInput:
 
 
 @st.composite
+def troubled_worlds(draw: st.DrawFn) -> PlannerInput:
+    """A tidy world and one of `TROUBLES`."""
+    world = draw(tidy_worlds())
+    trouble = draw(st.sampled_from(TROUBLES))
+    return draw(trouble(world, [(sent.rollout_id, sent.host) for sent in plan(world).dispatches]))
+
+
+@st.composite
 def records(draw: st.DrawFn, layout: Layout) -> list[HostRollout]:
     """Mirrors of the current rollouts, earlier waves further on than later ones, and of older rollouts."""
     made = []
@@ -206,6 +214,8 @@ def spoilt_manifest(draw: st.DrawFn, world: PlannerInput, pairs: Pairs) -> Plann
 @st.composite
 def missing_manifests(draw: st.DrawFn, world: PlannerInput, pairs: Pairs) -> PlannerInput:
     """Only some channels have a manifest."""
+    if not world.manifests:
+        return world
     kept = draw(few(sorted(world.manifests)))
     return attrs.evolve(world, manifests={name: made for name, made in world.manifests.items() if name in kept})
 
@@ -233,13 +243,11 @@ def sick(draw: st.DrawFn, world: PlannerInput, pairs: Pairs) -> PlannerInput:
 @st.composite
 def quarantined(draw: st.DrawFn, world: PlannerInput, pairs: Pairs) -> PlannerInput:
     """Some targets are known to be bad, on a channel or on a host."""
-    hosts = [host for _, host in pairs]
-    channel_wide = frozenset((world.fleet.hosts[host].channel, target_of(host)) for host in draw(few(hosts)))
-    return attrs.evolve(
-        world,
-        quarantine=channel_wide,
-        host_quarantine=frozenset((host, target_of(host)) for host in draw(few(hosts))),
-    )
+    hosts = draw(few([host for _, host in pairs]))
+    if draw(st.booleans()):
+        return attrs.evolve(world, host_quarantine=frozenset((host, target_of(host)) for host in hosts))
+    channel = {host: declared.channel for host, declared in world.fleet.hosts.items()}
+    return attrs.evolve(world, quarantine=frozenset((channel[host], target_of(host)) for host in hosts))
 
 
 @st.composite
@@ -258,8 +266,16 @@ def refusing(draw: st.DrawFn, world: PlannerInput, pairs: Pairs) -> PlannerInput
 @st.composite
 def out_of_reach(draw: st.DrawFn, world: PlannerInput, pairs: Pairs) -> PlannerInput:
     """Some hosts are revoked or not heard of."""
-    hosts = [host for _, host in pairs]
-    return attrs.evolve(world, revoked=frozenset(draw(few(hosts))), unreachable=frozenset(draw(few(hosts))))
+    hosts = frozenset(draw(few([host for _, host in pairs])))
+    return attrs.evolve(world, revoked=hosts) if draw(st.booleans()) else attrs.evolve(world, unreachable=hosts)
+
+
+@st.composite
+def moved(draw: st.DrawFn, world: PlannerInput, pairs: Pairs) -> PlannerInput:
+    """A host is declared on another channel than its manifest says."""
+    host = draw(st.sampled_from(pairs))[1]
+    elsewhere = attrs.evolve(world.fleet.hosts[host], channel=draw(st.sampled_from(CHANNELS)))
+    return attrs.evolve(world, fleet=attrs.evolve(world.fleet, hosts={**world.fleet.hosts, host: elsewhere}))
 
 
 TROUBLES = [
@@ -271,9 +287,10 @@ TROUBLES = [
     quarantined,
     refusing,
     out_of_reach,
+    moved,
 ]
 
 
 def few(items: Sequence[T]) -> st.SearchStrategy[list[T]]:
-    """At most two of `items`."""
-    return st.lists(st.sampled_from(items), unique=True, max_size=2) if items else st.just([])
+    """One or two of `items`."""
+    return st.lists(st.sampled_from(items), unique=True, min_size=1, max_size=2)

@@ -364,7 +364,9 @@ def _held(barred: RolloutId | None) -> st.SearchStrategy[HeldDispatch]:
 
 # --- runs -----------------------------------------------------------------------------------------------------------
 
-scripts = st.lists(st.binary(min_size=10, max_size=10), max_size=50)
+_line = st.binary(min_size=10, max_size=10)
+# Left alone, Hypothesis draws lists of about five; a run needs more to get anywhere.
+scripts = st.lists(_line, max_size=12) | st.lists(_line, min_size=15, max_size=60)
 
 
 class Dice:

@@ -7,19 +7,19 @@ import attrs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from state_machine.gates import GATES
+from state_machine.gates import GATES, REOFFER_AFTER_MS
 from state_machine.intent import Manifest
 from state_machine.planner import Dispatch, Held, Plan, RolloutState, plan
 from state_machine.selector import limit, members
 from state_machine.values import CLOCK_SLACK_MS, HostName, Phase, RolloutId
 from state_machine.world import PlannerInput
-from tests.property.planner_strategies import HOUR_MS, REFS, tidy_worlds, wild_worlds
+from tests.property.planner_strategies import HOUR_MS, REFS, tidy_worlds, troubled_worlds, wild_worlds
 from tests.unit.planner_worlds import mirrors, record
 
 K = TypeVar("K")
 V = TypeVar("V")
 
-worlds = st.one_of(tidy_worlds(), wild_worlds())
+worlds = st.one_of(tidy_worlds(), troubled_worlds(), wild_worlds())
 SETTLED = {Phase.CONVERGED, Phase.DEFERRED}
 
 
@@ -123,11 +123,20 @@ def channels_that_go_first_are_through(given: PlannerInput, dispatch: Dispatch, 
     )
 
 
+def did_not_refuse_lately(given: PlannerInput, dispatch: Dispatch, manifest: Manifest) -> bool:
+    """A host that refused is asked again after a while, if it is known when it did."""
+    pair = (dispatch.rollout_id, dispatch.host)
+    if pair not in given.mirrors or given.mirrors[pair].refusal is None:
+        return True
+    return pair in given.refused_at and given.now - given.refused_at[pair] >= REOFFER_AFTER_MS
+
+
 RULES = (
     sends_the_signed_target,
     sends_nothing_quarantined,
     intent_is_current,
     host_can_take_it,
+    did_not_refuse_lately,
     earlier_waves_are_settled,
     nobody_before_it_is_sick,
     hosts_that_go_first_are_settled,

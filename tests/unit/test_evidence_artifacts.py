@@ -171,6 +171,12 @@ def test_all_at_once_without_waves_means_one_wave_of_everybody() -> None:
     assert wave.soak_minutes == 0
 
 
+def test_all_at_once_with_waves_keeps_them() -> None:
+    document = changed(FLEET, "rolloutPolicies/careful/strategy", "all-at-once")
+    [wave] = verify_fleet(*signed(document), SLOT, NOW).value.rollout_policies["careful"].waves
+    assert wave.selector == Selector(tags=("web",))
+
+
 def test_our_additions_are_read_and_left_out_when_unset() -> None:
     document = changed(FLEET, "waves/edge/0/soakSecs", 3)
     document = changed(document, "rolloutPolicies/careful/sustainedFailureSecs", 5)
@@ -186,6 +192,12 @@ def test_unset_members_are_written_as_null_or_left_out_as_other_readers_expect()
     host = encode(FleetHost(system="x86_64-linux", channel=EDGE))
     assert host == {"system": "x86_64-linux", "channel": "edge", "tags": [], "closureHash": None, "pubkey": None}
     assert encode(HealthGate()) == {}
+    assert encode(Budget(selector=Selector())) == {
+        "selector": {"tags": [], "tagsAny": [], "hosts": [], "channel": None, "all": False},
+        "maxInFlight": None,
+        "maxInFlightPct": None,
+    }
+    assert encode(Budget(selector=Selector(), hosts=(NODE7,)))["hosts"] == ["node7"]
     assert encode(Pin(commit="00", reason="")) == {"commit": "00", "reason": ""}
     assert "signatureAlgorithm" not in str(encode(verify_fleet(*signed(FLEET), SLOT, NOW).value.meta))
 

@@ -183,6 +183,13 @@ def test_a_single_entry_of_another_key_is_a_bad_signature() -> None:
     assert report.fault.fault is Fault.BAD_SIGNATURE
 
 
+def test_a_tail_signed_with_another_key_is_a_bad_signature_where_it_begins() -> None:
+    tail = chain(3, key=OTHER, after=WHOLE[2].anchor)
+    report = verify_chain(WHOLE[:3] + tail, KEY.public)
+    assert report.fault is not None
+    assert (report.fault.fault, report.fault.n) == (Fault.BAD_SIGNATURE, 4)
+
+
 @pytest.mark.parametrize("public", [b"", b"x" * 31, bytes(32), b"\xff" * 32])
 def test_a_public_key_that_is_none_is_a_wrong_key(public: bytes) -> None:
     report = verify_chain(WHOLE, public)

@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
@@ -183,13 +184,55 @@ def test_a_flipped_bit_never_yields_a_key_that_is_not_the_one_inside() -> None:
         body[at] ^= 1
 
 
-def test_halves_that_do_not_belong_together_are_noticed() -> None:
+def _container(
+    *,
+    outer: bytes = PUBLIC,
+    inner: bytes = PUBLIC,
+    pair: bytes = SEED + PUBLIC,
+    checks: bytes = b"abcdabcd",
+    padding: bytes = b"\1\2\3\4",
+    after_section: bytes = b"",
+    kdf: bytes = b"none",
+    kdf_options: bytes = b"",
+    count: int = 1,
+) -> bytes:
+    """An openssh-key-v1 file put together by hand, right unless told otherwise."""
+    section = checks + public_blob(inner) + string(pair) + string(b"c") + padding
+    head = b"openssh-key-v1\0" + string(b"none") + string(kdf) + string(kdf_options) + struct.pack(">I", count)
+    return _pem("OPENSSH PRIVATE KEY", head + string(public_blob(outer)) + string(section) + after_section)
+
+
+def test_a_file_put_together_by_hand_is_read() -> None:
+    assert parse_private_key(_container(), path=PATH) == SEED
+
+
+@pytest.mark.parametrize("copy", ["outer", "inner", "pair"])
+def test_each_copy_of_the_public_half_has_to_belong_to_the_private_half(copy: str) -> None:
     other = generate_host_key().public
-    assert isinstance(_refusal(openssh_private_pem(SEED, other, comment="")), HostKeyMismatchError)
-    mixed = openssh_private_pem(SEED, PUBLIC, comment="")
-    body = base64.b64decode(b"".join(mixed.splitlines()[1:-1]))
-    swapped = body.replace(string(public_blob(PUBLIC)), string(public_blob(other)), 1)
-    assert isinstance(_refusal(_pem("OPENSSH PRIVATE KEY", swapped)), HostKeyMismatchError)
+    parts: dict[str, Any] = {copy: SEED + other if copy == "pair" else other}
+    assert isinstance(_refusal(_container(**parts)), HostKeyMismatchError)
+
+
+@pytest.mark.parametrize(
+    ("parts", "problem"),
+    [
+        ({"checks": b"abcdabce"}, "check numbers differ"),
+        ({"padding": b""}, "padding"),
+        ({"padding": b"\1\2\3"}, "padding"),
+        ({"padding": b"\1\2\3\5"}, "padding"),
+        ({"padding": bytes(range(1, 13))}, "padding"),
+        ({"after_section": b"x"}, "1 bytes follow the last field"),
+        ({"kdf": b"bcrypt"}, "a key derivation but no cipher"),
+        ({"kdf_options": b"salt"}, "a key derivation but no cipher"),
+        ({"count": 0}, "announces 0 keys"),
+        ({"count": 2}, "announces 2 keys"),
+        ({"pair": SEED}, "32 bytes instead of 64"),
+    ],
+)
+def test_what_ssh_keygen_would_not_have_written_is_refused(parts: dict[str, Any], problem: str) -> None:
+    error = _refusal(_container(**parts))
+    assert isinstance(error, HostKeyCorruptError)
+    assert problem in error.problem
 
 
 @pytest.mark.parametrize(
@@ -220,21 +263,6 @@ def test_a_file_far_too_long_is_not_read_to_its_end(tmp_path: Path) -> None:
 def test_windows_line_ends_do_no_harm() -> None:
     windows = openssh_private_pem(SEED, PUBLIC, comment="").replace(b"\n", b"\r\n")
     assert parse_private_key(windows, path=PATH) == SEED
-
-
-def test_more_than_one_key_in_a_file_is_refused() -> None:
-    body = base64.b64decode(b"".join(openssh_private_pem(SEED, PUBLIC, comment="").splitlines()[1:-1]))
-    count_at = len(b"openssh-key-v1\0") + 2 * len(string(b"none")) + len(string(b""))
-    two = body[:count_at] + struct.pack(">I", 2) + body[count_at + 4 :]
-    assert "announces 2 keys" in str(_refusal(_pem("OPENSSH PRIVATE KEY", two)))
-
-
-@pytest.mark.parametrize("padding", [b"", b"\x01\x02\x03", b"\x01\x02\x03\x04\x05\x06\x08"])
-def test_wrong_padding_is_refused(padding: bytes) -> None:
-    section = b"abcdabcd" + public_blob(PUBLIC) + string(SEED + PUBLIC) + string(b"c") + padding
-    body = b"openssh-key-v1\0" + string(b"none") * 2 + string(b"") + struct.pack(">I", 1)
-    body += string(public_blob(PUBLIC)) + string(section)
-    assert "padding" in str(_refusal(_pem("OPENSSH PRIVATE KEY", body)))
 
 
 @pytest.mark.parametrize(

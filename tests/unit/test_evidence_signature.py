@@ -110,6 +110,12 @@ def test_a_signature_of_another_length_never_counts(size: int) -> None:
     assert not verify(P256_KEY, b"sample", signature)
 
 
+def test_a_byte_of_the_message_cannot_hide_behind_the_signature() -> None:
+    # The library takes the two as one text, so where one ends and the other begins is ours to check.
+    key = generate_host_key()
+    assert not verify(PublicKey.ed25519(key.public), b"m", key.sign(b"\0m") + b"\0")
+
+
 @pytest.mark.parametrize("size", [0, 31, 33, 64])
 def test_a_key_of_another_length_verifies_nothing(size: int) -> None:
     key = generate_host_key()

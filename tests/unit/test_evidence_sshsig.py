@@ -1,5 +1,6 @@
 """SSHSIG against stock ssh-keygen: what it accepts is what we made, and the other way round."""
 
+import base64
 import shutil
 import subprocess
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from evidence.host_key import HostKey, generate_host_key
+from evidence.ssh_format import string
 from evidence.sshsig import JOURNAL_NAMESPACE, SshsigError, allowed_signers_line, check, sign
 from state_machine.values import Reason
 
@@ -98,6 +100,16 @@ def test_a_signature_cut_anywhere_is_refused() -> None:
     for size in range(0, len(text), 4):
         with pytest.raises(SshsigError):
             check("\n".join([head, text[:size], foot, ""]), MESSAGE, KEY.public)
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_bytes_after_the_signature_are_refused(inside: bool) -> None:
+    head, *lines, foot, _ = sign(KEY, MESSAGE).split("\n")
+    blob = base64.b64decode("".join(lines))
+    inner = string(b"ssh-ed25519") + string(blob[-64:])
+    longer = blob[: -len(string(inner))] + string(inner + b"x") if inside else blob + b"x"
+    with pytest.raises(SshsigError, match="1 bytes follow"):
+        check("\n".join([head, base64.b64encode(longer).decode(), foot, ""]), MESSAGE, KEY.public)
 
 
 @pytest.mark.parametrize("name", ["", "*", "node7,node8", "!node7", "node 7", "node7\nnode8", "-node7"])

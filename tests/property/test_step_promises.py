@@ -1,0 +1,215 @@
+"""S1 to S10 by name, each over runs in a world where anybody may lie, die, be late or speak twice."""
+
+import attrs
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from state_machine.events import Booted, Tick
+from state_machine.facts import RolloutFact
+from state_machine.invariants import RUN_PROMISES, STEP_PROMISES, Passage, Run, mirror_of
+from state_machine.schedule import next_wakeup
+from state_machine.state import GENESIS, Known, Session, State
+from state_machine.step import step
+from state_machine.values import HostName
+from tests.property.agent_world import HOST, R1, R2, Release, World, closure
+from tests.property.strategies import play, scripts, worlds
+
+
+def broken(name: str, run: Run) -> list[str]:
+    """What `run` did to one promise, step by step and as a whole."""
+    found = [problem for passage in run for problem in STEP_PROMISES[name](passage)]
+    return found + (list(RUN_PROMISES[name](run)) if name in RUN_PROMISES else [])
+
+
+def unwatched(script: list[bytes]) -> World:
+    """A run that is judged only afterwards, by the test itself."""
+    return play(script, World(watched=False))
+
+
+@given(script=scripts)
+def test_s1_a_switch_goes_only_to_what_a_fresh_verified_manifest_names(script: list[bytes]) -> None:
+    assert not broken("S1", unwatched(script).run)
+
+
+@given(script=scripts)
+def test_s2_nothing_older_than_the_newest_accepted_manifest_is_acted_on(script: list[bytes]) -> None:
+    assert not broken("S2", unwatched(script).run)
+
+
+@given(script=scripts)
+def test_s3_what_was_rolled_back_is_not_switched_to_until_an_operator_clears_it(script: list[bytes]) -> None:
+    assert not broken("S3", unwatched(script).run)
+
+
+@given(script=scripts)
+def test_s4_converged_means_seen_running_soaked_and_passed_by_every_enforce_probe(script: list[bytes]) -> None:
+    assert not broken("S4", unwatched(script).run)
+
+
+@given(script=scripts)
+def test_s5_a_rollback_goes_to_what_ran_at_the_dispatch_or_says_that_it_cannot(script: list[bytes]) -> None:
+    assert not broken("S5", unwatched(script).run)
+
+
+@given(script=scripts)
+def test_s6_one_switch_or_rollback_is_in_flight(script: list[bytes]) -> None:
+    assert not broken("S6", unwatched(script).run)
+
+
+@given(script=scripts)
+def test_s7_facts_are_numbered_without_gaps_and_no_number_twice(script: list[bytes]) -> None:
+    assert not broken("S7", unwatched(script).run)
+
+
+@given(script=scripts)
+def test_s8_no_clock_revives_stale_intent_or_begins_anything_while_behind(script: list[bytes]) -> None:
+    assert not broken("S8", unwatched(script).run)
+
+
+@given(script=scripts)
+def test_s9_the_control_plane_moves_nothing_by_its_word_alone(script: list[bytes]) -> None:
+    assert not broken("S9", unwatched(script).run)
+
+
+@given(script=scripts)
+def test_s10_the_journal_alone_gives_the_same_state_and_the_same_facts(script: list[bytes]) -> None:
+    assert not broken("S10", unwatched(script).run)
+
+
+@given(script=scripts)
+def test_the_durable_state_contradicts_itself_nowhere_and_stays_bounded(script: list[bytes]) -> None:
+    assert not broken("whole", unwatched(script).run)
+
+
+def test_every_promise_of_the_architecture_has_its_function_and_its_test() -> None:
+    names = [f"S{number}" for number in range(1, 11)]
+    assert sorted(RUN_PROMISES) == sorted(names)
+    assert sorted(STEP_PROMISES) == sorted([*names, "whole"])
+    tests = [name for name in globals() if name.startswith("test_s")]
+    assert all(any(test.startswith(f"test_{name.lower()}_") for test in tests) for name in names)
+
+
+# --- S10, looked at from its other sides ----------------------------------------------------------------------------
+
+
+def refold(run: Run) -> tuple[Known, list[RolloutFact]]:
+    """What the journaled events of `run` give when nothing else ever happened."""
+    known, facts = GENESIS.known, []
+    for passage in run:
+        if passage.step.durable:
+            taken = step(State(known=known), passage.event)
+            known = taken.state.known
+            facts += taken.facts
+    return known, facts
+
+
+@given(world=worlds)
+def test_dropping_every_event_that_was_not_journaled_changes_nothing(world: World) -> None:
+    known, facts = refold(world.run)
+    assert known == world.state.known
+    assert facts == [born for passage in world.run for born in passage.step.facts]
+
+
+@given(world=worlds, session=st.booleans())
+def test_what_only_a_run_knows_never_decides_what_the_journal_will_know(world: World, session: bool) -> None:
+    for passage in world.run:
+        bare = State(known=passage.before.known, session=Session())
+        taken = step(bare, passage.event)
+        assert taken.state.known == passage.after
+        assert taken.facts == passage.step.facts
+
+
+@given(world=worlds, data=st.data())
+def test_a_crash_after_any_event_loses_nothing(world: World, data: st.DataObject) -> None:
+    """From any prefix, the journal gives the state the agent had, and the boot that follows is an event like any."""
+    cut = data.draw(st.integers(1, len(world.run)))
+    prefix = world.run[:cut]
+    known, _ = refold(prefix)
+    assert known == prefix[-1].after
+    event = Booted(
+        at=attrs.evolve(prefix[-1].event.at, mono_ms=prefix[-1].event.at.mono_ms + 1),
+        settings=known.settings,
+        system=known.system,
+        probes=known.topology,
+    )
+    again = step(State(known=known), event)
+    assert not broken_by(Passage(before=State(known=known), event=event, step=again))
+
+
+def broken_by(passage: Passage) -> list[str]:
+    return [problem for promise in STEP_PROMISES.values() for problem in promise(passage)]
+
+
+# --- the mirror -----------------------------------------------------------------------------------------------------
+
+
+@given(world=worlds)
+def test_the_facts_of_a_rollout_fold_into_exactly_the_agents_own_record(world: World) -> None:
+    for rollout_id, tracked in world.state.known.rollouts.items():
+        facts = world.facts.get(rollout_id, [])
+        if tracked.oldest_seq == 1:  # an adopted rollout's first facts went with the journal that held them
+            assert mirror_of(tracked.record, facts) == tracked.record
+
+
+# --- waking up ------------------------------------------------------------------------------------------------------
+
+
+@given(world=worlds)
+def test_following_the_alarms_alone_always_gets_somewhere(world: World) -> None:
+    """No busy loop: once a `Tick` has been told at the instant that was named, the next instant lies in the future."""
+    for _ in range(60):
+        if not world.wake():
+            return
+        delay = next_wakeup(world.state, world.moment())
+        assert delay is None or delay > 0
+
+
+@given(world=worlds)
+def test_unfinished_business_always_has_an_alarm_or_an_order_out(world: World) -> None:
+    """No lost wake-up: while something is under way, somebody owes the agent an answer or it will wake by itself."""
+    known = world.state.known
+    under_way = known.operation is not None or (known.waiting is not None and not known.settings.holds)
+    delay = next_wakeup(world.state, world.moment())
+    assert not under_way or delay is not None
+
+
+@given(world=worlds)
+def test_a_tick_before_its_time_is_harmless(world: World) -> None:
+    at = world.moment()
+    first = world.tell(Tick(at=at))
+    again = world.tell(Tick(at=at))
+    assert not again.facts
+    assert again.state.known == first.state.known
+
+
+# --- the checks themselves ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def converged() -> World:
+    world = World()
+    world.start()
+    world.publish(R1, Release(target=closure("1", "new")))
+    world.settle(lambda: world.phase == "Converged")
+    return world
+
+
+def test_a_run_with_a_passage_cut_out_is_found(converged: World) -> None:
+    facts = [index for index, passage in enumerate(converged.run) if passage.step.facts]
+    cut = converged.run[: facts[1]] + converged.run[facts[1] + 1 :]
+    assert broken("S7", cut)
+    assert broken("S10", cut)
+
+
+def test_a_switch_without_the_manifest_that_allowed_it_is_found(converged: World) -> None:
+    shown = [p for p in converged.run if type(p.event).__name__ != "IntentVerified"]
+    assert list(RUN_PROMISES["S1"](shown))
+
+
+def test_facts_that_belong_to_another_host_or_order_do_not_mirror(converged: World) -> None:
+    record = converged.state.known.rollouts[R1].record
+    assert record.hostname == HOST
+    assert mirror_of(attrs.evolve(record, hostname=HostName("node8")), converged.facts[R1]) != record
+    assert "does not follow" in str(mirror_of(record, converged.facts[R1][1:]))
+    assert R2 not in converged.facts
