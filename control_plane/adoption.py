@@ -90,13 +90,18 @@ class Adopter:
         ledger: Ledger,
         shelf: Shelf,
         on_change: Callable[[], None],
+        lists_required: bool = False,
     ) -> None:
+        """`lists_required`: nobody is let in before revocations and nonces are published and proved."""
         self._source, self._trust_file, self._ledger, self._shelf = source, trust_file, ledger, shelf
         self._window_ms = freshness_window_s * 1000
         self._on_change = on_change
+        self._lists_required = lists_required
+        shelf.awaiting = frozenset({REVOCATIONS, NONCES}) if lists_required else shelf.awaiting
         self._one_look = trio.Lock()
         self._proven: dict[str, tuple[str, object]] = {}
         self._trust_print = ""
+        self._looked_at: set[str] = set()
         self._unfinished: str | None = None
         self._poke = trio.Event()
 
@@ -116,6 +121,7 @@ class Adopter:
         """Look once, and say what is wrong with which file."""
         async with self._one_look:
             problems: dict[str, str] = {}
+            self._looked_at = set()
             try:
                 look = await self._begin()
             except EvidenceError as error:
@@ -123,6 +129,7 @@ class Adopter:
             else:
                 await self._look_at_everything(look, problems)
                 self._trust_print = look.trust_print
+            self._proven = {name: known for name, known in self._proven.items() if name in self._looked_at}
             self._report(problems)
             if self._shelf.is_ready:
                 self._shelf.ready.set()
@@ -178,6 +185,9 @@ class Adopter:
             problems[name] = str(error)
             self._await(name, held is None)
             return held
+        if found is None and held is None and self._lists_required:
+            problems[name] = "it is not published, and --strict demands it"
+            return None
         self._await(name, False)
         if found is None or found == held:
             return held
@@ -289,6 +299,7 @@ class Adopter:
     # What they have in common
 
     async def _fetch(self, name: str, verify: Verify[Value], look: Look) -> Held[Value] | None:
+        self._looked_at.add(name)
         for attempt in range(_TORN_ATTEMPTS):
             raw = await self._source.fetch(name)
             if raw is None:

@@ -72,17 +72,20 @@ class AgentRoutes:
     closure_upstream: str | None
     enrolments: RateLimit = attrs.field(factory=lambda: RateLimit(per_minute=600, burst=600))
     reports: RateLimit = attrs.field(factory=lambda: RateLimit(per_minute=6, burst=6))
+    facts: RateLimit = attrs.field(factory=lambda: RateLimit(per_minute=12_000, burst=2_000))
+    """For one host: more than the backlog of a long outage needs, less than would keep the others waiting."""
 
     def routes(self) -> list[Route]:
         """Where each is found."""
         guards = self.guards
         return [
+            # They are tried in this order, so the ones that are asked for most come first.
+            Route(EVENTS, guards.agent(EVENTS, self.events), methods=["POST"]),
+            Route(DISPATCH, guards.agent(DISPATCH, self.dispatch), methods=["GET"]),
+            Route(HEARTBEAT, guards.agent(HEARTBEAT, self.heartbeat), methods=["POST"]),
             Route(ENROLL, guards.anonymous(ENROLL, self.enroll), methods=["POST"]),
             Route(BOOTSTRAP_REPORT, guards.anonymous(BOOTSTRAP_REPORT, self.bootstrap_report), methods=["POST"]),
             Route(RENEW, guards.agent(RENEW, self.renew), methods=["POST"]),
-            Route(DISPATCH, guards.agent(DISPATCH, self.dispatch), methods=["GET"]),
-            Route(EVENTS, guards.agent(EVENTS, self.events), methods=["POST"]),
-            Route(HEARTBEAT, guards.agent(HEARTBEAT, self.heartbeat), methods=["POST"]),
             Route(CLOSURE, guards.any_peer(CLOSURE, self.closure), methods=["GET"]),
             Route(FLEET, guards.any_peer(FLEET, self.fleet), methods=["GET"]),
             Route(FLEET_SIGNATURE, guards.any_peer(FLEET_SIGNATURE, self.fleet_signature), methods=["GET"]),
@@ -151,6 +154,7 @@ class AgentRoutes:
 
     async def events(self, request: Request, peer: Peer) -> Response:
         """One fact."""
+        _limit(self.facts, peer.machine_id, seconds=1)
         document = await read_document(request, malformed=422)
         check_hostname(document.get("hostname"), peer)
         await self.ingest.accept(read_envelope(document))
@@ -200,7 +204,8 @@ class AgentRoutes:
         if self.closure_upstream is None:
             document = {"error": "no binary cache is configured here", "closure": closure[:256], "tracking": None}
             return document_response(dict(document), status=501)
-        if not is_closure(closure):
+        # Callers name a closure by its hash alone or by its whole base name.
+        if not is_closure(closure) and not is_closure(f"{closure}-x"):
             raise RequestRefusedError(status=404, reason="parse", error="this is not the base name of a store path")
         return await self._narinfo(f"{self.closure_upstream.rstrip('/')}/{closure.partition('-')[0]}.narinfo")
 
@@ -261,8 +266,7 @@ def _address(request: Request) -> str:
     return request.client.host if request.client is not None else ""
 
 
-def _limit(limit: RateLimit, caller: str) -> None:
+def _limit(limit: RateLimit, caller: str, seconds: int = 30) -> None:
     if not limit.allows(caller):
-        raise RequestRefusedError(
-            status=429, reason="rate", error="too many requests from this address", headers={"Retry-After": "30"}
-        )
+        headers = {"Retry-After": str(seconds)}
+        raise RequestRefusedError(status=429, reason="rate", error="too many requests from you", headers=headers)

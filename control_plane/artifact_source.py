@@ -143,7 +143,7 @@ class HttpsSource:
         except trio.TooSlowError as error:
             raise SourceError(name=name, problem=f"no complete answer within {_HTTP_TIMEOUT_S:.0f} s") from error
         except httpx.HTTPError as error:
-            raise SourceError(name=name, problem=f"{type(error).__name__} {error}".strip()) from error
+            raise SourceError(name=name, problem=_root_of(error)) from error
         except OSError as error:
             raise SourceError(name=name, problem=f"token file: {error.strerror}") from error
 
@@ -152,6 +152,13 @@ class HttpsSource:
             return {}
         token = await trio.to_thread.run_sync(self.token_file.read_text)
         return {"Authorization": f"Bearer {token.strip()}"}
+
+
+def _root_of(error: BaseException) -> str:
+    """What went wrong at the bottom: httpx passes most failures on without their text."""
+    while (below := error.__cause__ or error.__context__) is not None:
+        error = below
+    return str(error) or type(error).__name__
 
 
 async def _body(name: str, response: httpx.Response, limit: int) -> bytes:

@@ -16,6 +16,7 @@ from control_plane.config import (
     DEFAULT_TRUST,
     DEFAULT_VALIDITY_S,
     Configuration,
+    loopback_port,
 )
 from control_plane.errors import MissingFlagError
 from control_plane.schema import open_database, rebuild
@@ -71,9 +72,9 @@ _NEEDED: Final = (
 @click.option("--audit-log", type=FILE, default=DEFAULT_AUDIT, help="JSON lines, one for each certificate issued.")
 @click.option("--db-path", type=FILE, default=DEFAULT_DATABASE, help="The database.")
 @click.option("--closure-upstream", metavar="URL", help="Binary cache whose narinfo is passed on.")
-@click.option("--metrics-listen", metavar="ADDRESS:PORT", help="Serve /metrics here too, in the clear and to anyone.")
+@click.option("--metrics-listen", metavar="[ADDRESS:]PORT", help="Serve /metrics in the clear; a port alone: loopback.")
 @click.option("--retention-days", type=click.IntRange(min=1), default=90, help="Keep superseded rollouts, days.")
-@click.option("--strict", is_flag=True, help="Demand the protocol header and a client CA.")
+@click.option("--strict", is_flag=True, help="Demand the protocol header, a client CA and both signed lists.")
 @click.option("--require-evidence", is_flag=True, help="Refuse facts that the declared host key did not sign.")
 @click.option("--ready-file", type=FILE, help="Write the bound URL and the process id here once it serves.")
 @click.option("--log-format", type=click.Choice(log.FORMATS), default="auto", help="auto: text on a terminal.")
@@ -106,7 +107,7 @@ def run(settings: dict[str, Any]) -> None:
     for name, flag, because in _NEEDED:
         if settings[name] is None:
             raise MissingFlagError(flag=flag, because=because)
-    config = Configuration(**settings)
+    config = Configuration(**{**settings, "metrics_listen": loopback_port(settings["metrics_listen"])})
     config.check()
     # Imported here: `rebuild` and `--help` need no web server.
     from control_plane.server import serve

@@ -83,6 +83,11 @@ class Configuration:
             raise MissingFlagError(flag="--client-ca", because="--strict lets nobody in without a certificate")
 
 
+def loopback_port(address: str | None) -> str | None:
+    """An address as given; a port alone is one of the loopback interface."""
+    return f"127.0.0.1:{address}" if address is not None and address.isascii() and address.isdigit() else address
+
+
 def _check_address(flag: str, address: str) -> None:
     host, colon, port = address.rpartition(":")
     if not (host and colon and port.isascii() and port.isdigit() and int(port) < 65_536):

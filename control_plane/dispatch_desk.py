@@ -5,7 +5,7 @@ A dispatch stays queued until the host's own fact settles it, so it may be hande
 desk: a new request takes it over, so what is handed out goes to the connection the host listens on.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Final
 
 import attrs
@@ -83,12 +83,13 @@ class DispatchDesk:
         return self._next(host)
 
     def _next(self, host: HostName) -> QueuedDispatch | None:
-        waiting: Iterable[QueuedDispatch] = self._queued.get(host, {}).values()
-        return min(waiting, key=self._precedence, default=None)
+        """What is visible first; of what is visible now, a rollback, then the oldest."""
+        now = trio.current_time()
 
-    def _precedence(self, queued: QueuedDispatch) -> tuple[float, bool, int]:
-        visible = max(self._visible_at(queued), trio.current_time())
-        return visible, queued.kind is not DispatchKind.ROLLBACK, queued.enqueued_at
+        def precedence(queued: QueuedDispatch) -> tuple[float, bool, int]:
+            return max(self._visible_at(queued), now), queued.kind is not DispatchKind.ROLLBACK, queued.enqueued_at
+
+        return min(self._queued.get(host, {}).values(), key=precedence, default=None)
 
     def _visible_at(self, queued: QueuedDispatch | None) -> float:
         if queued is None:

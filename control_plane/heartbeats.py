@@ -15,7 +15,7 @@ from control_plane.entries import HostChanged
 from control_plane.ledger import Ledger
 from control_plane.rows import Host, Mirror, Rollout
 from state_machine.lifecycle import OPEN
-from state_machine.values import Closure, HostName, Phase, RolloutId, WallMs
+from state_machine.values import CLOCK_SLACK_MS, Closure, HostName, Phase, RolloutId, WallMs
 from wire.messages import HeartbeatReply, HeartbeatRequest, HostRolloutSnapshot, ReplayFrom
 
 KEPT_FOR_MS: Final = 3_600_000
@@ -50,6 +50,8 @@ class Heartbeats:
         self.received += 1
         if heartbeat.uptime_secs is not None:
             self.uptime_secs[heartbeat.hostname] = heartbeat.uptime_secs
+        if abs(heartbeat.at - now) > CLOCK_SLACK_MS:
+            self.drifts["clock"] += 1
         self._note(heartbeat, now)
         replay = tuple(self._missing(heartbeat))
         snapshots = () if heartbeat.rollout_id is not None else tuple(self._snapshots(heartbeat.hostname))

@@ -6,6 +6,8 @@ book is read anew from the disk, so what was never kept is forgotten as if it ha
 """
 
 import logging
+import math
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -22,7 +24,10 @@ from state_machine.values import WallMs
 
 LOG: Final = logging.getLogger(__name__)
 
-RECOVERY_PAUSE_S: Final = 5.0
+RECOVERY_PAUSE_S: Final = 1.0
+RECOVERY_PAUSE_MAX_S: Final = 30.0
+HEALTHY_AFTER_S: Final = 60.0
+"""A database that has worked for so long is tried again soon after it fails; one that keeps failing, less often."""
 
 Listener = Callable[[Entry, list[Change]], None]
 
@@ -84,12 +89,20 @@ class Ledger:
 
     async def recover(self) -> None:
         """Whenever the disk refused: read the book anew and try again, until it takes writes. Runs for ever."""
+        pause, resumed_at = RECOVERY_PAUSE_S, -math.inf
         while True:
             await self._failed.wait()
-            await trio.sleep(RECOVERY_PAUSE_S)
-            self.book = await self.store.load()
+            lasted = trio.current_time() - resumed_at
+            pause = RECOVERY_PAUSE_S if lasted > HEALTHY_AFTER_S else min(2 * pause, RECOVERY_PAUSE_MAX_S)
+            await trio.sleep(pause)
+            try:
+                self.book = await self.store.load()
+            except sqlite3.Error as error:
+                LOG.error("the database cannot be read either: %s", error)
+                continue
             self._failed, self._failure = trio.Event(), None
             self.store.resume()
+            resumed_at = trio.current_time()
             LOG.warning("the database is tried again, from what it holds")
 
     def _on_failure(self, error: StoreUnavailableError) -> None:

@@ -71,7 +71,7 @@ def _prepare(connection: sqlite3.Connection, path: Path) -> None:
         raise NewerSchemaError(path=path, found=found, known=SCHEMA_VERSION)
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("PRAGMA synchronous = FULL")
-    connection.execute("PRAGMA busy_timeout = 5000")
+    connection.execute("PRAGMA busy_timeout = 1000")
     if found == 0:
         tables = "".join(map(_create, TABLES.values()))
         connection.executescript(f"BEGIN IMMEDIATE; {_LOG} {tables} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;")

@@ -96,6 +96,7 @@ async def assembled(config: Configuration) -> AsyncIterator[ControlPlane]:
             ledger=ledger,
             shelf=shelf,
             on_change=planner.poke,
+            lists_required=config.strict,
         )
         desk, heartbeats = DispatchDesk(ledger, settle=planner.current), Heartbeats(ledger)
         ingest = Ingest(ledger=ledger, shelf=shelf, require_evidence=config.require_evidence)
@@ -127,7 +128,7 @@ async def assembled(config: Configuration) -> AsyncIterator[ControlPlane]:
         )
         metrics.registry.register(gauges)
         ledger.subscribe(metrics.on_change)
-        app = _application([*operators.routes(), *agents.routes()])
+        app = _application([*agents.routes(), *operators.routes()])
         yield ControlPlane(
             ledger=ledger, adopter=adopter, planner=planner, desk=desk, app=app, metrics=metrics, guards=guards
         )

@@ -179,6 +179,7 @@ class Views:
                     terminal_at=mirror.terminal_at,
                     state=mirror.record.phase,
                     held_by=None if block is None else f"{block.gate}: {block.why}",
+                    last_event_seq=mirror.record.last_seq,
                 )
             )
         return RolloutHosts(rollout_id=rollout_id, hosts=tuple(rows))

@@ -90,7 +90,7 @@ def decode_base64(text: str) -> bytes | None:
 
 
 # One scalar multiplication for a key that signs thousands of entries.
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=4096)
 def _ed25519_key_is_sound(raw: bytes) -> bool:
     return crypto_core_ed25519_is_valid_point(raw)
 

@@ -76,8 +76,8 @@ def cli(ctx: click.Context, config_file: Path | None) -> None:
     file = config.load(config_file)
     file.check(COMMANDS)
     invoked = ctx.invoked_subcommand
-    if invoked is None:
+    if invoked is None or not file.content:
         return
-    if invoked in file.content:
-        file.check_table(invoked, COMMANDS[invoked].load())
-    ctx.default_map = {invoked: file.defaults_for(invoked)}
+    command = COMMANDS[invoked].load()
+    file.check_table(invoked, command)
+    ctx.default_map = {invoked: file.defaults_for(invoked, command)}

@@ -9,7 +9,7 @@ relies on. Paths may begin with `~/`.
 import difflib
 import os
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -57,11 +57,15 @@ class ConfigFile:
     path: Path
     content: Mapping[str, Any]
 
-    def defaults_for(self, command: str) -> Defaults:
-        """Shared settings, then those of the table `[command]`, `~` expanded."""
-        table = self.content.get(command, {})
+    def defaults_for(self, name: str, command: click.Command) -> Defaults:
+        """Shared settings, then those of the table `[name]`, `~` expanded; one value is a list where many may be."""
+        table = self.content.get(name, {})
         shared = {key: self.content[key] for key in SHARED if key in self.content}
-        return Defaults({key: _expanded(value) for key, value in {**shared, **table}.items()})
+        many = {option.name for option in _options(command) if option.multiple}
+        given = {key: _expanded(value) for key, value in {**shared, **table}.items()}
+        return Defaults(
+            {key: [value] if key in many and isinstance(value, str) else value for key, value in given.items()}
+        )
 
     def check(self, tables: Iterable[str]) -> None:
         """Refuse keys that are no shared setting and tables that are no command.
@@ -82,7 +86,7 @@ class ConfigFile:
         Raises:
             ConfigFileError: naming the first one and the nearest known name.
         """
-        options = sorted(_option_names(command))
+        options = sorted({option.name for option in _options(command) if option.name})
         for key in self.content.get(name, {}):
             if key not in options:
                 why = f"[{name}] `{key}` is no option of `nixfleet {name}`{_nearest(key, options)}"
@@ -116,15 +120,21 @@ def load(named: Path | None) -> ConfigFile:
 
 
 def _expanded(value: Any) -> Any:
-    return str(Path(value).expanduser()) if isinstance(value, str) and value.startswith("~/") else value
+    match value:
+        case str() if value.startswith("~/"):
+            return str(Path(value).expanduser())
+        case list():
+            return [_expanded(each) for each in value]
+        case _:
+            return value
 
 
-def _option_names(command: click.Command) -> set[str]:
-    names = {parameter.name for parameter in command.params if isinstance(parameter, click.Option) and parameter.name}
+def _options(command: click.Command) -> Iterator[click.Option]:
+    """Every option of the command and of those below it."""
+    yield from (parameter for parameter in command.params if isinstance(parameter, click.Option))
     if isinstance(command, click.Group):
         for child in command.commands.values():
-            names |= _option_names(child)
-    return names
+            yield from _options(child)
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:

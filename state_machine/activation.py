@@ -58,15 +58,20 @@ _REASON: Final = {
 
 def begin(turn: Turn, rollout_id: RolloutId) -> None:
     """Go on with the active rollout from wherever its record stands: just acknowledged, or adopted."""
-    tracked, system = turn.known.rollouts[rollout_id], turn.known.system
+    tracked = turn.known.rollouts[rollout_id]
     target = tracked.record.target_closure
     if tracked.record.phase is Phase.SOAKING:
         return health.begin_soak(turn, rollout_id)
-    if system.running == target and system.profile == target:
+    if _runs_for_good(turn, target):
         return _completed(turn, rollout_id, 0)
     if tracked.record.phase is Phase.ACTIVATING:
         _order_realise(turn, _realising(turn, rollout_id, target))
     return None
+
+
+def _runs_for_good(turn: Turn, closure: Closure) -> bool:
+    """The closure runs, and the next boot will bring it up as well: somebody may have chosen this one boot by hand."""
+    return turn.known.system.running == closure and turn.known.system.profile == closure
 
 
 def _realising(turn: Turn, rollout_id: RolloutId, closure: Closure, *, attempt: int = 1) -> Realising:
@@ -186,7 +191,7 @@ def again_or_fail(
     After a reboot into the target the boot itself has activated it; nothing is left to do.
     """
     rollout_id = operation.rollout_id
-    if rebooted and turn.known.system.running == operation.closure:
+    if rebooted and _runs_for_good(turn, operation.closure):
         return _completed(turn, rollout_id, 0)
     if operation.attempt >= turn.known.settings.switch_attempts:
         if outcome is SwitchOutcome.LOCK_HELD:  # nothing was touched, so nothing is to be taken back
@@ -382,7 +387,7 @@ def resume(turn: Turn, *, rebooted: bool) -> None:
             timeout_s = turn.known.settings.switch_timeout_s
             turn.set(operation=attrs.evolve(operation, due=_lost_at(turn)))
             turn.order(Switch(op=operation.op, closure=operation.closure, timeout_s=timeout_s))
-        case RollingBack() as operation if rebooted and turn.known.system.running == operation.closure:
+        case RollingBack() as operation if rebooted and _runs_for_good(turn, operation.closure):
             rolled_back(turn, operation, 0)
         case RollingBack() as operation if rebooted:
             _order_rollback(turn, turn.known.rollouts[operation.rollout_id], attempt=operation.attempt)

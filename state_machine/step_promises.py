@@ -293,6 +293,8 @@ def _contradictions_of_the_active(known: Known, current: Tracked) -> Iterator[st
         yield f"{operation} is under way, and {known.active} is active"
     if operation is not None and operation.op >= known.next_op:
         yield f"{operation} has a number that was not given out"
+    if isinstance(operation, RollingBack) and operation.closure in known.quarantine:
+        yield f"{operation} is under way, and leads to a quarantined closure"
     if phase is Phase.SOAKING and current.soak_from is None:
         yield f"{current.record.rollout_id} soaks since never"
 

@@ -58,7 +58,7 @@ BEHAVIOURS: Final[Mapping[str, str]] = {
     "waits": 'echo $$ > "$link.waiting"; until [ -e "$link.go" ]; do sleep 0.02; done; flip',
     "loses-lock-once": 'if mkdir "$link.lost"; then echo "Could not acquire lock" >&2; exit 11; fi; flip',
     "loses-lock": 'echo "Could not acquire lock" >&2; exit 11',
-    "shows-environment": 'env; echo "$PWD"; umask; cat; flip; exit 9',
+    "shows-environment": 'env; grep SigIgn /proc/self/status; echo "$PWD"; umask; cat; flip; exit 9',
 }
 
 

@@ -111,7 +111,10 @@ class RolloutLifecycle:
 
 @attrs.frozen(kw_only=True)
 class RolloutHostRow:
-    """One host of a rollout. `held_by` is ours: why the planner does not dispatch to it now."""
+    """One host of a rollout.
+
+    Ours are `held_by`, why the planner does not dispatch to it now, and `last_event_seq`, the number of its last fact.
+    """
 
     host: HostName
     channel: Channel
@@ -123,6 +126,7 @@ class RolloutHostRow:
     terminal_at: WallMs | None = attrs.field(default=None, metadata=WRITE_NULL)
     state: Phase | None = None
     held_by: str | None = None
+    last_event_seq: int | None = None
 
 
 @attrs.frozen(kw_only=True)

@@ -32,10 +32,10 @@ Value = TypeVar("Value")
 
 @attrs.frozen(kw_only=True)
 class Allowed:
-    """A switch with what allowed it."""
+    """A switch with what allowed it; `proved` None: that lies in the part of the journal that was cut off."""
 
     activation: Activation
-    proved: Proved
+    proved: Proved | None
     verified: bool
     """True when the manifest and the fleet were verified again from their bytes."""
 
@@ -77,8 +77,11 @@ def prove(export: Export, *, host_key: bytes | None, trusts: Sequence[TrustRoots
         proof = attrs.evolve(proof, entries=report.good, head=report.head)
         if report.fault is not None:
             raise BrokenError(n=report.fault.n, problem=f"{report.fault.fault}: {report.fault.detail}")
-        _check_ssh_files(export, host)
+        _check_ssh_files(export, host, whole=anchor == GENESIS)
         for activation in follow(export.bodies()):
+            if activation.proved is None and anchor != GENESIS:
+                proof = attrs.evolve(proof, allowed=(*proof.allowed, _unproved(activation)))
+                continue
             allowed, declares_key = _allowed(export, HostName(host), activation, trusts)
             vouched_by = proof.vouched_by or ("the fleet" if declares_key else None)
             proof = attrs.evolve(proof, allowed=(*proof.allowed, allowed), vouched_by=vouched_by)
@@ -101,9 +104,14 @@ def _beginning(export: Export) -> tuple[str, Anchor]:
         raise BrokenError(n=n, problem="its `prev` is not hex") from error
 
 
-def _check_ssh_files(export: Export, host: str) -> None:
-    """What `ssh-keygen -Y verify` would be given must say the same; files that are absent prove nothing either way."""
+def _check_ssh_files(export: Export, host: str, *, whole: bool) -> None:
+    """What `ssh-keygen -Y verify` would be given must say the same.
+
+    Only a journal without its oldest part must have them: nothing else tells who cut it.
+    """
     signature, signers = export.text(ENTRIES_SIGNATURE), export.text(ALLOWED_SIGNERS)
+    if signature is None and not whole:
+        raise BrokenError(n=None, problem=f"its beginning is missing, and no {ENTRIES_SIGNATURE} says the host cut it")
     try:
         if signature is not None:
             check(signature, export.content(), export.public)
@@ -111,6 +119,10 @@ def _check_ssh_files(export: Export, host: str) -> None:
             raise BrokenError(n=None, problem=f"{ALLOWED_SIGNERS} does not name {host} with the key in host.pub")
     except SshsigError as error:
         raise BrokenError(n=None, problem=f"{ENTRIES_SIGNATURE}: {error.problem}") from error
+
+
+def _unproved(activation: Activation) -> Allowed:
+    return Allowed(activation=activation, proved=None, verified=False)
 
 
 def _allowed(

@@ -5,10 +5,11 @@ from typing import Any
 
 import click
 
-from evidence.trust import load_trust
 from nixfleet.audit.export import find_exports, open_export, read_public
 from nixfleet.audit.proof import Allowed, HostProof, prove
+from nixfleet.audit.trace import Proved
 from nixfleet.commands import options
+from nixfleet.keys.roots import read_roots
 from nixfleet.terminal import BAD, GOOD, QUIET, WARN, Cell, note, print_json, print_line
 from state_machine.values import WallMs
 from wire.timestamps import format_rfc3339
@@ -23,7 +24,6 @@ def audit() -> None:
 @click.argument("paths", type=click.Path(path_type=Path, exists=True), nargs=-1, required=True, metavar="PATH...")
 @click.option(
     "--trust-file",
-    "trust_files",
     type=options.FILE,
     multiple=True,
     envvar="NIXFLEET_TRUST_FILE",
@@ -34,7 +34,7 @@ def audit() -> None:
 @options.as_json
 @click.pass_context
 def verify(
-    ctx: click.Context, paths: tuple[Path, ...], trust_files: tuple[Path, ...], host_key: Path | None, as_json: bool
+    ctx: click.Context, paths: tuple[Path, ...], trust_file: tuple[Path, ...], host_key: Path | None, as_json: bool
 ) -> None:
     """Verify journal exports: each PATH is one host's export or a directory of them.
 
@@ -45,7 +45,7 @@ def verify(
     exports = find_exports(paths)
     if host_key is not None and len(exports) > 1:
         raise click.UsageError(f"--host-key is one host's key, but there are {len(exports)} exports")
-    trusts = [load_trust(path) for path in trust_files]
+    trusts = [read_roots(path) for path in trust_file]
     public = read_public(host_key) if host_key is not None else None
     proofs = [prove(open_export(path), host_key=public, trusts=trusts) for path in exports]
     if as_json:
@@ -82,18 +82,25 @@ def _key(proof: HostProof) -> str:
 
 
 def _show_switch(allowed: Allowed) -> None:
-    activation, intent = allowed.activation, allowed.proved.intent
+    activation = allowed.activation
     at = activation.started_at if activation.started_at is not None else activation.completed_at
-    how = "allowed by" if allowed.verified else "it says allowed by"
-    signed = f"signed {_time(intent.signed_at)} by key {intent.manifest_key_id}"
-    print_line((f"  activated {activation.closure} at {_time(at)},",))
-    print_line((f"    {how} manifest {_short(intent.rollout_id)} {signed}",))
+    print_line((f"  activated {activation.closure or 'something'} at {_time(at)},",))
+    print_line((f"    {_reason(allowed)}",))
     if activation.converged_at is not None:
         print_line((Cell(f"    converged at {_time(activation.converged_at)}", QUIET),))
     if activation.failure is not None:
         print_line((Cell(f"    failed: {activation.failure}", WARN),))
     if activation.reverted_at is not None:
         print_line((Cell(f"    rolled back to {activation.reverted_to} at {_time(activation.reverted_at)}", WARN),))
+
+
+def _reason(allowed: Allowed) -> str:
+    if allowed.proved is None:
+        return f"for {_short(allowed.activation.rollout_id)}; what allowed it was cut off with the oldest entries"
+    intent = allowed.proved.intent
+    how = "allowed by" if allowed.verified else "it says allowed by"
+    signed = f"signed {_time(intent.signed_at)} by key {intent.manifest_key_id}"
+    return f"{how} manifest {_short(intent.rollout_id)} {signed}"
 
 
 def _short(rollout_id: str) -> str:
@@ -133,15 +140,19 @@ def _activation(allowed: Allowed) -> dict[str, Any]:
         "failure": activation.failure,
         "revertedTo": activation.reverted_to,
         "revertedAt": _stamp(activation.reverted_at),
-        "allowedBy": {
-            "entry": proved.n,
-            "manifestDigest": proved.intent.manifest_digest,
-            "manifestKeyId": proved.intent.manifest_key_id,
-            "signedAt": format_rfc3339(proved.intent.signed_at),
-            "fleetDigest": proved.intent.fleet_digest,
-            "fleetKeyId": proved.intent.fleet_key_id,
-            "verified": allowed.verified,
-        },
+        "allowedBy": None if proved is None else _allowed_by(proved, allowed.verified),
+    }
+
+
+def _allowed_by(proved: Proved, verified: bool) -> dict[str, Any]:
+    return {
+        "entry": proved.n,
+        "manifestDigest": proved.intent.manifest_digest,
+        "manifestKeyId": proved.intent.manifest_key_id,
+        "signedAt": format_rfc3339(proved.intent.signed_at),
+        "fleetDigest": proved.intent.fleet_digest,
+        "fleetKeyId": proved.intent.fleet_key_id,
+        "verified": verified,
     }
 
 

@@ -9,11 +9,14 @@ import click
 from evidence.host_key import fingerprint as fingerprint_of
 from evidence.ssh_format import SshFormatError, parse_openssh_public
 from nixfleet.clock import wall_now
-from nixfleet.commands import options
+from nixfleet.commands import options, signing
 from nixfleet.errors import ConfigurationError, ExistsError
 from nixfleet.files import PRIVATE, create_file, read_bytes
 from nixfleet.keys import tokens
+from nixfleet.keys.hints import about_host
+from nixfleet.release.publish import published_document
 from nixfleet.release.sign import load_signer
+from nixfleet.release.staging import FLEET, NONCES
 from nixfleet.terminal import note
 
 _FINGERPRINT_SIZE = 32
@@ -61,14 +64,17 @@ def mint_token(
         raise click.UsageError("give --pubkey or --fingerprint, one of the two")
     print_of_key = _fingerprint(pubkey, fingerprint)
     root = load_signer(options.required(org_root_key, "--org-root-key", "the org root key"), "org root key")
-    ci = load_signer(options.required(ci_key, "--ci-key", "the CI release key"))
+    signing.check_trusted(root, signing.org_root_slot(trust_file), "org root key", "orgRootKey")
+    ci = signing.ci_signer(ci_key, trust_file)
     # Before the list is touched: a token that cannot be written would leave its nonce behind.
     if out is not None and out.exists():
         raise ExistsError(path=out, what="the token")
+    if (hint := about_host(published_document(releases_dir / FLEET), hostname, print_of_key)) is not None:
+        note(hint)
     now = wall_now()
     minted = tokens.mint(hostname, print_of_key, root, now, validity * 1000, minted_by or options.user())
     listed = tokens.allow_nonce(
-        nonces_file or releases_dir / tokens.NONCES, minted.entry, ci, now, options.ci_slot(trust_file)
+        nonces_file or releases_dir / NONCES, minted.entry, ci, now, signing.ci_slot(trust_file)
     )
     text = json.dumps(minted.token, indent=2) + "\n"
     if out is None:

@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from evidence.trust import KeySlot, load_trust
 from nixfleet.clock import parse_duration_s, wall_now
 from nixfleet.errors import MissingSettingError
 from state_machine.values import WallMs
@@ -106,15 +105,6 @@ def required(value: Path | None, flag: str, what: str) -> Path:
         variable = "NIXFLEET_" + flag.removeprefix("--").replace("-", "_").upper()
         raise MissingSettingError(flag=flag, variable=variable, what=what)
     return value
-
-
-def ci_slot(trust_file: Path | None) -> KeySlot | None:
-    """The CI release keys of a trust file, or None when no file was given.
-
-    Raises:
-        EvidenceError: the file cannot be read.
-    """
-    return None if trust_file is None else load_trust(trust_file).ci_release_key
 
 
 def user() -> str:

@@ -7,13 +7,13 @@ from typing import Any
 import click
 
 from nixfleet.clock import wall_now
-from nixfleet.commands import options
+from nixfleet.commands import options, signing
 from nixfleet.release.changes import Change, ChangeKind
 from nixfleet.release.commit import head_of
+from nixfleet.release.example import EXAMPLE
 from nixfleet.release.plan import Plan, plan_release
 from nixfleet.release.publish import Published, publish_release, refresh_release
 from nixfleet.release.read import read_description
-from nixfleet.release.sign import load_signer
 from nixfleet.terminal import BUSY, GOOD, QUIET, WARN, Cell, note, print_json, print_line, print_table
 from wire.timestamps import format_rfc3339
 
@@ -30,6 +30,12 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
     if len(pairs) != len(values) or not all(host and path for host, path in pairs.items()):
         raise click.BadParameter("write --closure HOST=STORE_PATH, once for each host", ctx, param)
     return pairs
+
+
+def _show_example(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        click.echo(EXAMPLE, nl=False)
+        ctx.exit()
 
 
 @click.command()
@@ -50,6 +56,14 @@ def _pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) ->
 @options.trust_file
 @click.option("--dry-run", is_flag=True, help="Check, show what would change, write nothing; needs no key.")
 @options.as_json
+@click.option(
+    "--example",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_example,
+    help="Print a description to begin from, with every member explained, and stop.",
+)
 def release(
     description: Path | None,
     closures: Any,
@@ -66,7 +80,7 @@ def release(
 
     DESCRIPTION is TOML or JSON and has the members of fleet.resolved.json without `schemaVersion`, `waves` and `meta`;
     its policies' waves are resolved to hosts here, the first wave that matches a host taking it. All problems are
-    listed at once. Files appear complete: manifests before the fleet that names them.
+    listed at once. Files appear complete: manifests before the fleet that names them. `--example` shows a description.
 
     A signature must be renewed before the channel's freshness window closes: run `release --refresh` from a timer.
     """
@@ -89,7 +103,7 @@ def release(
         _show_plan(plan)
     published = None
     if not dry_run:
-        signer = load_signer(options.required(ci_key, "--ci-key", "the CI release key"))
+        signer = signing.ci_signer(ci_key, trust_file)
         published = publish_release(wanted, signer, releases_dir, plan.commit, now)
     if as_json:
         print_json(_document(plan, published))
@@ -107,8 +121,8 @@ def _refresh(
 ) -> None:
     if description is not None or dry_run:
         raise click.UsageError("--refresh goes without a description and without --dry-run: it changes nothing")
-    signer = load_signer(options.required(ci_key, "--ci-key", "the CI release key"))
-    published = refresh_release(signer, releases_dir, wall_now(), trusted=options.ci_slot(trust_file))
+    signer = signing.ci_signer(ci_key, trust_file)
+    published = refresh_release(signer, releases_dir, wall_now(), trusted=signing.ci_slot(trust_file))
     if as_json:
         print_json(_published(published))
     else:

@@ -5,9 +5,12 @@ from pathlib import Path
 import click
 
 from nixfleet.clock import wall_now
-from nixfleet.commands import options
+from nixfleet.commands import options, signing
 from nixfleet.keys import tokens
-from nixfleet.release.sign import load_signer
+from nixfleet.keys.hints import about_host
+from nixfleet.release.publish import published_document
+from nixfleet.release.staging import FLEET, REVOCATIONS
+from nixfleet.terminal import note
 from state_machine.intent import Revocation
 from state_machine.values import HostName, WallMs
 from wire.timestamps import format_rfc3339
@@ -35,7 +38,9 @@ def revoke(
     Every certificate of the host that was issued earlier is refused from then on. Enrolling again, with a new token,
     gives it a certificate that is good: revoke first, then find out, then enrol.
     """
-    signer = load_signer(options.required(ci_key, "--ci-key", "the CI release key"))
+    signer = signing.ci_signer(ci_key, trust_file)
+    if (hint := about_host(published_document(releases_dir / FLEET), host)) is not None:
+        note(hint)
     now = wall_now()
     entry = Revocation(
         hostname=HostName(host),
@@ -43,7 +48,7 @@ def revoke(
         reason=reason,
         revoked_by=revoked_by or options.user(),
     )
-    path = releases_dir / tokens.REVOCATIONS
-    listed = tokens.revoke(path, entry, signer, now, options.ci_slot(trust_file))
+    path = releases_dir / REVOCATIONS
+    listed = tokens.revoke(path, entry, signer, now, signing.ci_slot(trust_file))
     since = next(known.not_before for known in listed.revocations if known.hostname == host)
     click.echo(f"{host}: certificates issued before {format_rfc3339(since)} are revoked ({path})")

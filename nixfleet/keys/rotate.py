@@ -14,11 +14,12 @@ import attrs
 from evidence.canonical import parse
 from evidence.documents import encode
 from evidence.signature import Algorithm, PublicKey
-from evidence.trust import TRUST_FILE_LIMIT, TrustedKey, load_trust
+from evidence.trust import TRUST_FILE_LIMIT, TrustedKey
 from nixfleet.errors import ConfigurationError
 from nixfleet.files import PRIVATE, create_file, read_bytes, replace_file
 from nixfleet.keys import certificates
 from nixfleet.keys.keyset import declared, trust_bytes
+from nixfleet.keys.roots import read_roots
 from nixfleet.release.sign import public_key_of
 from state_machine.values import WallMs
 from wire.json_value import JsonObject, JsonValue
@@ -69,7 +70,7 @@ def rotate(trust_file: Path, role: Role, new_key: Path, algorithm: Algorithm) ->
     Raises:
         NoKeyToRotateError, RotationPendingError: the slot does not allow it.
         ExistsError: `new_key` is there already.
-        EvidenceError: the trust file cannot be read.
+        BadTrustFileError: the trust file cannot be read.
     """
     document, slot = _slot(trust_file, role)
     if slot.get("previous") is not None:
@@ -83,7 +84,7 @@ def replace_compromised(
     """Make a new key the only one, and refuse everything signed before `reject_before`.
 
     Raises:
-        NoKeyToRotateError, ExistsError, EvidenceError: as `rotate`.
+        NoKeyToRotateError, ExistsError, BadTrustFileError: as `rotate`.
     """
     document, slot = _slot(trust_file, role)
     emptied = {**slot, "previous": None, "successor": None, "retireAt": None}
@@ -95,7 +96,7 @@ def finish(trust_file: Path, role: Role) -> bool:
     """Drop the previous key. False: there was none.
 
     Raises:
-        NoKeyToRotateError, EvidenceError: as `rotate`.
+        NoKeyToRotateError, BadTrustFileError: as `rotate`.
     """
     document, slot = _slot(trust_file, role)
     if slot.get("previous") is None:
@@ -105,7 +106,7 @@ def finish(trust_file: Path, role: Role) -> bool:
 
 
 def _slot(trust_file: Path, role: Role) -> tuple[JsonObject, JsonObject]:
-    load_trust(trust_file)
+    read_roots(trust_file)
     document = cast(JsonObject, parse(read_bytes(trust_file, "trust file"), limit=TRUST_FILE_LIMIT))
     slot: JsonValue = document.get(MEMBERS[role])
     if not isinstance(slot, dict) or slot.get("current") is None:

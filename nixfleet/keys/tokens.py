@@ -8,7 +8,7 @@ import base64
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import attrs
 
@@ -16,7 +16,7 @@ from evidence.artifacts import SCHEMA_VERSION, Verified, verify_nonces, verify_r
 from evidence.canonical import canonicalize
 from evidence.documents import encode, is_host_name
 from evidence.signature import Algorithm
-from evidence.tokens import NONCE_SIZE, TOKEN_VERSION, TokenClaims
+from evidence.tokens import NONCE_SIZE, TOKEN_VERSION, TokenClaims, nonce_entry
 from evidence.trust import KeySlot
 from nixfleet.errors import ConfigurationError
 from nixfleet.release.publish import ClockBehindError, header, sign_file, slot_of
@@ -25,9 +25,6 @@ from nixfleet.release.staging import SIGNATURE, finish_interrupted, locked, publ
 from state_machine.intent import BootstrapNonce, BootstrapNonces, Revocation, Revocations
 from state_machine.values import HostName, WallMs
 from wire.json_value import JsonObject
-
-NONCES: Final = "bootstrap-nonces.json"
-REVOCATIONS: Final = "revocations.json"
 
 SignedList = TypeVar("SignedList", BootstrapNonces, Revocations)
 
@@ -85,13 +82,7 @@ def mint(hostname: str, fingerprint: str, org_root: Signer, now: WallMs, validit
             "claims": encode(claims),
             "signature": base64.b64encode(signature).decode("ascii"),
         },
-        entry=BootstrapNonce(
-            nonce=claims.nonce,
-            hostname=claims.hostname,
-            expires_at=claims.expires_at,
-            minted_at=now,
-            minted_by=by,
-        ),
+        entry=nonce_entry(claims, minted_by=by),
     )
 
 

@@ -21,7 +21,16 @@ from nixfleet.release.changes import Change, changes_between
 from nixfleet.release.description import Description
 from nixfleet.release.resolve import Resolved, resolve
 from nixfleet.release.sign import Signer
-from nixfleet.release.staging import FLEET, ROLLOUTS, SIGNATURE, finish_interrupted, locked, publish_files
+from nixfleet.release.staging import (
+    FLEET,
+    NONCES,
+    REVOCATIONS,
+    ROLLOUTS,
+    SIGNATURE,
+    finish_interrupted,
+    locked,
+    publish_files,
+)
 from state_machine.intent import Meta
 from state_machine.values import RolloutId, WallMs
 from wire.json_value import JsonObject, JsonValue
@@ -125,7 +134,8 @@ def publish_release(description: Description, signer: Signer, out_dir: Path, com
 
 
 def refresh_release(signer: Signer, out_dir: Path, now_ms: WallMs, *, trusted: KeySlot | None = None) -> Published:
-    """Sign the published fleet and its manifests again, with nothing changed but the time and the key.
+    """Sign what is published again, with nothing changed but the time and the key: the fleet, its manifests, and the
+    lists beside them, which grow stale like everything that is signed.
 
     What is there must verify under `trusted` (default: the signer's own key), or the tool would put its name to
     something that somebody else wrote.
@@ -145,7 +155,12 @@ def refresh_release(signer: Signer, out_dir: Path, now_ms: WallMs, *, trusted: K
             name: canonicalize(_signed_anew({**document, "fleetResolvedHash": digest(fleet_bytes)}, now_ms, signer))
             for name, document in _anchored(out_dir, old.digest, slot, now_ms)
         }
-        files = dict(_with_signatures({**manifests, FLEET: fleet_bytes}, signer))
+        lists = {
+            name: canonicalize(_signed_anew(_proven(out_dir, name, slot, now_ms).value, now_ms, signer))
+            for name in (REVOCATIONS, NONCES)
+            if (out_dir / name).exists()
+        }
+        files = dict(_with_signatures({**lists, **manifests, FLEET: fleet_bytes}, signer))
         publish_files(out_dir, files)
     return Published(
         commit=decode(_Signed, old.value).meta.ci_commit or "",

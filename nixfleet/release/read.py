@@ -1,43 +1,10 @@
 """Read a fleet description: what is to be released, before it is resolved and signed.
 
 The file is TOML or JSON and has the members of `fleet.resolved.json` (protocol section 2.2) without `schemaVersion`,
-`waves` and `meta`, which resolving adds:
+`waves` and `meta`, which resolving adds. `nixfleet.release.example` shows it whole. A host's closure is given as
+`closure` or `closureHash`, as a store path or as the base name of one.
 
-    [channels.stable]
-    rolloutPolicy = "canary"
-    freshnessWindow = 1440            # minutes a signature stays good; at least twice the signing interval
-    signingIntervalMinutes = 60       # default 60; reconcileIntervalMinutes: default 30
-
-    [rolloutPolicies.canary]
-    strategy = "canary"               # canary | staged | all-at-once (which needs no waves)
-    onHealthFailure = "rollback-and-halt"   # the default, or "halt"
-    sustainedFailureSecs = 60         # optional
-    healthGate.systemdFailedUnits.max = 0   # optional
-    waves = [
-      { selector = { tags = ["canary"] }, soakMinutes = 30 },
-      { selector = { all = true } },  # soakSecs = 10 instead of soakMinutes for short soaks
-    ]
-
-    [hosts.node1]
-    system = "x86_64-linux"
-    channel = "stable"
-    tags = ["canary"]
-    closure = "/nix/store/...-nixos-system-node1"   # or its base name, or --closure node1=PATH
-    pubkey = "ssh-ed25519 AAAA..."    # the host key; without it the host cannot enrol
-    pin = { commit = "ab12", reason = "waits for a disk", expiresAt = 2026-06-01T00:00:00Z }   # optional
-
-    [[edges]]                         # within a channel: gated waits for gates
-    gated = "node2"
-    gates = "node1"
-    [[channelEdges]]
-    gated = "stable"
-    gates = "edge"
-    [[disruptionBudgets]]
-    selector = { tagsAny = ["db"] }
-    maxInFlight = 1                   # or maxInFlightPct = 20
-
-A selector is the union of `tags` (has all of these), `tagsAny`, `hosts`, `channel` and `all`. A member that is not
-listed here is a problem, never ignored: it is a typo, or a promise this tool would break in silence.
+A member that is not known is a problem, never ignored: it is a typo, or a promise this tool would break in silence.
 """
 
 import datetime

@@ -21,6 +21,8 @@ from nixfleet.errors import StoppedError
 from nixfleet.files import create_file, sync_directory
 
 FLEET: Final = "fleet.resolved.json"
+REVOCATIONS: Final = "revocations.json"
+NONCES: Final = "bootstrap-nonces.json"
 SIGNATURE: Final = ".sig"
 ROLLOUTS: Final = "rollouts"
 

@@ -16,7 +16,7 @@ from nixfleet_agent.journal import marks
 from nixfleet_agent.journal.entries import Author, event_of, linked_bodies
 from nixfleet_agent.journal.errors import CorruptJournalError
 from nixfleet_agent.journal.marks import Mark, MarkKind
-from nixfleet_agent.journal.schema import reading, writing
+from nixfleet_agent.journal.schema import blob, reading, writing
 from state_machine.events import Event
 from state_machine.state import Known
 from wire.errors import WireError
@@ -100,5 +100,5 @@ def _counts(db: sqlite3.Connection, path: Path, mark: Mark, public: bytes | None
     with reading(path):
         [journal_id] = db.execute("SELECT id FROM journal").fetchone()
         row = db.execute("SELECT hash FROM entries WHERE n = ?", (mark.anchor.n,)).fetchone()
-    here = start.hash if mark.anchor.n == start.n else None if row is None else bytes(row[0])
+    here = start.hash if mark.anchor.n == start.n else None if row is None else blob(row[0])
     return mark.journal_id == journal_id and here == mark.anchor.hash

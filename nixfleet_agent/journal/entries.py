@@ -18,7 +18,7 @@ from evidence.chain import Anchor, SealedEntry, seal
 from evidence.errors import EvidenceError
 from evidence.host_key import HostKey
 from nixfleet_agent.journal.errors import CorruptJournalError, NewerJournalError, UnwritableEventError
-from nixfleet_agent.journal.schema import reading
+from nixfleet_agent.journal.schema import blob, reading
 from state_machine.events import Event
 from state_machine.facts import RolloutFact
 from state_machine.values import HostName
@@ -80,7 +80,7 @@ def sealed_entries(db: sqlite3.Connection, path: Path, from_n: int) -> Iterator[
     with reading(path):
         rows = db.execute(f"SELECT {ENTRY_COLUMNS} FROM entries WHERE n >= ? ORDER BY n", (from_n,))
         for n, body, digest, signature in rows:
-            yield SealedEntry(n=n, body=bytes(body), hash=bytes(digest), signature=bytes(signature))
+            yield SealedEntry(n=n, body=blob(body), hash=blob(digest), signature=blob(signature))
 
 
 def linked_bodies(db: sqlite3.Connection, path: Path, after: Anchor) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -18,7 +18,7 @@ from evidence.chain import GENESIS, Anchor
 from evidence.signature import PublicKey, verify
 from nixfleet_agent.journal.entries import Author
 from nixfleet_agent.journal.errors import CorruptJournalError
-from nixfleet_agent.journal.schema import reading
+from nixfleet_agent.journal.schema import blob, reading
 from wire.json_value import JsonValue
 
 
@@ -66,7 +66,7 @@ def find(db: sqlite3.Connection, path: Path, kind: MarkKind) -> list[Mark]:
     """All marks of a kind, newest first. Those that say something else than where they lie are left out."""
     with reading(path):
         rows = db.execute(f"SELECT n, body, signature FROM {kind.value} ORDER BY n DESC").fetchall()
-    marks = (_mark(kind, n, bytes(body), bytes(signature)) for n, body, signature in rows)
+    marks = (_mark(kind, n, blob(body), blob(signature)) for n, body, signature in rows)
     return [mark for mark in marks if mark is not None]
 
 

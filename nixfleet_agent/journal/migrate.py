@@ -15,6 +15,7 @@ from typing import Final
 import attrs
 from sqlite_utils import Database
 
+from nixfleet_agent.files import sync_directory
 from nixfleet_agent.journal.errors import EXIT_STATUS, WriteProblem, write_error
 from nixfleet_agent.journal.schema import BUSY_TIMEOUT_MS, SCHEMA_VERSION
 
@@ -66,6 +67,7 @@ def migrate(path: Path, steps: Sequence[Migration] = MIGRATIONS) -> None:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     finally:
         connection.close()
+    sync_directory(path.parent)
 
 
 def _run(db: Database, steps: Sequence[Migration]) -> None:

@@ -15,7 +15,7 @@ from evidence.chain import SealedEntry
 from nixfleet_agent.journal.entries import ENTRY_COLUMNS, facts_of, whole_body
 from nixfleet_agent.journal.errors import CorruptJournalError
 from nixfleet_agent.journal.marks import start_of
-from nixfleet_agent.journal.schema import reading, snapshot
+from nixfleet_agent.journal.schema import blob, reading, snapshot
 from state_machine.facts import Fact
 from state_machine.values import RolloutId
 
@@ -57,9 +57,9 @@ def facts_from(
         before_all = cut_off(db, path)
         for row in db.execute(_PORTION, (rollout_id, from_seq, min(limit, PORTION_MAX))):
             n, body, digest, signature, seq, idx, prev = row
-            entry = SealedEntry(n=n, body=bytes(body), hash=bytes(digest), signature=bytes(signature))
+            entry = SealedEntry(n=n, body=blob(body), hash=blob(digest), signature=blob(signature))
             fact = _fact_at(path, entry, idx, seq)
-            portion.append(StoredFact(fact=fact, prev=before_all if prev is None else bytes(prev).hex(), n=n))
+            portion.append(StoredFact(fact=fact, prev=before_all if prev is None else blob(prev).hex(), n=n))
             size += len(entry.body)
             if size >= PORTION_BYTES:
                 break
@@ -73,8 +73,8 @@ def cut_off(db: sqlite3.Connection, path: Path) -> str | None:
     return last if isinstance(last, str) else None
 
 
-def _fact_at(path: Path, entry: SealedEntry, idx: int, seq: int) -> Fact:
+def _fact_at(path: Path, entry: SealedEntry, idx: object, seq: int) -> Fact:
     facts = facts_of(path, entry.n, whole_body(path, entry))
-    if idx >= len(facts) or facts[idx].fact.seq != seq:
+    if type(idx) is not int or idx >= len(facts) or facts[idx].fact.seq != seq:
         raise CorruptJournalError(path=path, problem=f"fact {seq} is not where it should be, in entry {entry.n}")
     return facts[idx].fact

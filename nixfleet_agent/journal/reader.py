@@ -38,6 +38,8 @@ class JournalReader:
         self._db: sqlite3.Connection = open_read_only(path)
         with reading(path):
             self._db.execute("BEGIN")
+            # The instant is that of the first read, not of BEGIN.
+            self._db.execute("SELECT id FROM journal").fetchone()
 
     def __enter__(self) -> "JournalReader":
         return self

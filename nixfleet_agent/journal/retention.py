@@ -16,7 +16,7 @@ from nixfleet_agent.journal import marks, outbox
 from nixfleet_agent.journal.entries import Author
 from nixfleet_agent.journal.errors import write_error
 from nixfleet_agent.journal.marks import MarkKind
-from nixfleet_agent.journal.schema import reading, writing
+from nixfleet_agent.journal.schema import blob, reading, writing
 from state_machine.values import RolloutId, WallMs
 
 DAY_MS: Final = 86_400_000
@@ -67,8 +67,8 @@ def plan(
         row = db.execute(
             "SELECT hash FROM entries WHERE n = (SELECT max(n) FROM facts WHERE n <= ?)", (last,)
         ).fetchone()
-    newest = outbox.cut_off(db, path) if row is None else bytes(row[0]).hex()
-    return Cut(anchor=Anchor(n=last, hash=bytes(digest)), last_facts=newest)
+    newest = outbox.cut_off(db, path) if row is None else blob(row[0]).hex()
+    return Cut(anchor=Anchor(n=last, hash=blob(digest)), last_facts=newest)
 
 
 def carry_out(db: sqlite3.Connection, path: Path, author: Author, cut: Cut) -> None:

@@ -25,7 +25,9 @@ from nixfleet_agent.journal.errors import (
 
 SCHEMA_VERSION: Final = 1
 MAGIC: Final = b"SQLite format 3\x00"
-BUSY_TIMEOUT_MS: Final = 5000
+BUSY_TIMEOUT_MS: Final = 2000
+"""Nobody else has reason to write; somebody with a database tool may hold it for a moment."""
+
 CACHE_KIB: Final = 512
 
 
@@ -145,6 +147,17 @@ def snapshot(db: sqlite3.Connection) -> Iterator[None]:
         yield
     finally:
         db.execute("COMMIT")
+
+
+def blob(value: object) -> bytes:
+    """What a column of bytes holds. SQLite keeps any type in any column, and what is damaged may hold any."""
+    match value:
+        case bytes():
+            return value
+        case str():
+            return value.encode("utf-8", "replace")
+        case _:
+            return b""
 
 
 @contextlib.contextmanager

@@ -181,7 +181,8 @@ class Journal:
         """Remove old entries that the newest checkpoint covers and whose facts are all delivered; how many.
 
         An entry is old after `keep_days`, or when the file has more than `keep_bytes`. One call does a bounded part;
-        call again until it returns 0, which also lets the file shrink. `delivered` gives the number of a rollout's last delivered fact.
+        call again until it returns 0, which also lets the file shrink. `delivered` gives the number of a rollout's last
+        delivered fact.
 
         Raises:
             JournalWriteError: nothing was removed.

@@ -1,8 +1,10 @@
 """What every request passes first, over real TLS and raw sockets: readiness, protocol, certificate, role."""
 
+import http.server
 import signal
 import socket
 import ssl
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import httpx
 import pytest
 
 from control_plane.clock import wall_now
+from evidence.documents import encode
 from evidence.signature import Algorithm
 from nixfleet.keys import certificates
 from tests.cplab import Lab, Running, closure, eventually
@@ -91,11 +94,16 @@ def test_the_protocol_header_is_checked_before_the_certificate(cp: Running, head
         assert refusal(cp.client().get("/v1/whoami", headers={"X-Nixfleet-Protocol": header})) == (status, "protocol")
 
 
-def test_a_missing_protocol_header_is_refused_only_when_strict(cp: Running, tmp_path: Path) -> None:
+def test_strict_demands_the_protocol_header_and_both_lists(cp: Running, tmp_path: Path) -> None:
     assert cp.client("web1", headers={}).get("/v1/whoami").status_code == 200
     lab = Lab(tmp_path)
     lab.publish("c0ffee")
+    lab.publish_nonces()
     with lab.start(strict=True) as strict:
+        assert "--strict demands it" in strict.refresh()["revocations.json"]
+        assert strict.client("web1").get("/v1/whoami").status_code == 503
+        lab.revoke("web3")
+        assert strict.refresh() == {}
         assert refusal(strict.client("web1", headers={}).get("/v1/whoami")) == (400, "protocol")
         assert strict.client("web1").get("/v1/whoami").status_code == 200
 
@@ -201,6 +209,37 @@ def test_a_closure_is_looked_up_only_where_a_cache_is_configured(cp: Running) ->
     assert set(answer.json()) == {"error", "closure", "tracking"}
 
 
+def test_a_closure_is_looked_up_in_the_configured_cache_and_nothing_else_is(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    class Cache(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200 if "missing" not in self.path else 404)
+            self.end_headers()
+            self.wfile.write(b"StorePath: x")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    lab = Lab(tmp_path)
+    lab.publish("c0ffee")
+    wanted = closure("x")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Cache) as cache:
+        thread = threading.Thread(target=cache.serve_forever, args=(0.05,))
+        thread.start()
+        with lab.start(closure_upstream=f"http://127.0.0.1:{cache.server_address[1]}/") as cp:
+            answer = cp.client("web1").get(f"/v1/agent/closure/{wanted}")
+            assert (answer.status_code, answer.text) == (200, "StorePath: x")
+            assert answer.headers["content-type"].startswith("text/x-nix-narinfo")
+            assert cp.client("web1").get("/v1/agent/closure/..%2f..%2fsecret").status_code == 404
+            cache.shutdown()
+            thread.join()
+            cache.server_close()
+            assert refusal(cp.client("web1").get(f"/v1/agent/closure/{wanted[:32]}")) == (502, "upstream")
+    assert asked == [f"/{wanted[:32]}.narinfo"]
+
+
 def test_metrics_need_no_certificate_on_their_own_listener(cp: Running) -> None:
     assert cp.metrics_url is not None
     text = httpx.get(cp.metrics_url, trust_env=False).text
@@ -235,6 +274,24 @@ def stall(cp: Running, lab: Lab, start: bytes | None) -> socket.socket:
     tls = lab.tls("web1").wrap_socket(plain, server_hostname="127.0.0.1")
     tls.sendall(start)
     return tls
+
+
+def test_a_client_that_never_reads_does_not_keep_the_process_alive(tmp_path: Path) -> None:
+    lab = Lab(tmp_path)
+    padded = {**encode(lab.fleet("c0ffee")), "padding": "x" * 7_000_000}
+    lab.sign("fleet.resolved.json", padded)
+    with lab.start() as cp:
+        host, port = cp.url.removeprefix("https://").split(":")
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect((host, int(port)))
+        tls = lab.tls("web1").wrap_socket(connection, server_hostname="127.0.0.1")
+        tls.sendall(b"GET /v1/fleet.resolved HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert tls.recv(16).startswith(b"HTTP/1.1 200")
+        assert cp.client("web2").get("/v1/whoami").status_code == 200
+        assert cp.stop(timeout_s=30) == 0
+        tls.close()
+    assert "left with connections open" in cp.log()
 
 
 def test_headers_beyond_all_measure_are_refused(cp: Running) -> None:

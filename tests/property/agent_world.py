@@ -36,6 +36,7 @@ from state_machine.events import (
     IntentVerified,
     ProbeObserved,
     ProbesDeclared,
+    QuarantineCleared,
     RealiseFinished,
     ReplayRequested,
     Settings,
@@ -89,6 +90,8 @@ def closure(letter: str, name: str) -> Closure:
 OLD: Final = closure("0", "old")
 NEW: Final = closure("1", "new")
 NEWER: Final = closure("2", "newer")
+FRESH: Final = closure("3", "fresh")
+SICK: Final = closure("4", "sick")
 ADMIN: Final = closure("9", "by-hand")
 R1: Final = RolloutId("edge@1")
 R2: Final = RolloutId("edge@2")
@@ -460,6 +463,10 @@ class World:
         self.reachable, self.stuck_rollbacks = True, 0
         for ill in (self.sick, self.breaks, self.defers):
             ill.clear()
+        if self.system.running is None:  # a host that runs nothing can be taken back to nothing
+            self.system = attrs.evolve(self.system, running=self.system.profile or OLD)
+        if self.system.running in self.state.known.quarantine:  # nor to what it may not be switched to again
+            self.tell(QuarantineCleared(at=self.moment(), closure=self.system.running, by="root"))
         self.pass_time(3 * DAY)
         self.probes = (SSH, DISK)
         self.tell(ProbesDeclared(at=self.moment(), probes=self.probes))

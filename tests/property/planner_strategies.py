@@ -1,7 +1,7 @@
 """Worlds for the planner, drawn at random: tidy ones, in which everybody can be reached, and wild ones."""
 
-from collections.abc import Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import attrs
 from hypothesis import strategies as st
@@ -20,41 +20,44 @@ from state_machine.intent import (
     Wave,
 )
 from state_machine.lifecycle import HostRollout
-from state_machine.planner import plan
+from state_machine.planner import Dispatch, plan
 from state_machine.values import Channel, HostName, Phase, Reason, RolloutId, WallMs
 from state_machine.world import PlannerInput
 from tests.unit.planner_worlds import DIGEST, NOW, mirrors, record, target_of
 
-T = TypeVar("T")
-
 CHANNELS = [Channel("a"), Channel("b"), Channel("c")]
 HOSTS = [HostName(f"h{number}") for number in range(7)]
-TAGS = ["web", "db", "eu"]
 REFS = ["0", "1", "2"]
 """Rollouts of a channel, oldest first: the last is the current one."""
 HOUR_MS = 60 * 60_000
 
-tag_sets = st.lists(st.sampled_from(TAGS), max_size=2, unique=True).map(tuple)
-host_sets = st.lists(st.sampled_from(HOSTS), max_size=4, unique=True).map(lambda hosts: tuple(sorted(hosts)))
-selectors = st.one_of(
-    st.just(Selector(all=True)),
-    st.builds(
-        Selector, tags=tag_sets, tags_any=tag_sets, hosts=host_sets, channel=st.none() | st.sampled_from(CHANNELS)
-    ),
+# Values are drawn from short lists where any will do: most of the time of a property goes into drawing.
+tag_sets = st.sampled_from([(), ("web",), ("db",), ("web", "eu"), ("db", "eu")])
+host_sets = st.sampled_from([(), (), tuple(HOSTS[:2]), tuple(HOSTS[1:4]), tuple(HOSTS[::2])])
+selectors = st.sampled_from(
+    [
+        Selector(all=True),
+        Selector(tags=("web",)),
+        Selector(tags=("db", "eu")),
+        Selector(tags_any=("web", "eu")),
+        Selector(channel=CHANNELS[0]),
+        Selector(channel=CHANNELS[1], hosts=(HOSTS[0],)),
+        Selector(),
+    ]
 )
 
 
 def budgets(least: int) -> st.SearchStrategy[list[Budget]]:
-    """Up to three budgets that allow at least `least` hosts, their members frozen or not."""
+    """Up to two budgets that allow at least `least` hosts, their members frozen or not."""
     return st.lists(
         st.builds(
             Budget,
             selector=selectors,
-            hosts=st.just(()) | host_sets,
-            max_in_flight=st.none() | st.integers(least, 3),
+            hosts=host_sets,
+            max_in_flight=st.none() | st.integers(least, 2),
             max_in_flight_pct=st.none() | st.integers(0, 100),
         ),
-        max_size=3,
+        max_size=2,
     )
 
 
@@ -141,8 +144,9 @@ def tidy_worlds(draw: st.DrawFn) -> PlannerInput:
     layout = draw(layouts(tidy=True))
     fleet = draw(fleets(layout, tidy=True))
     hosts = sorted(layout.channel)
+    frozen = tuple(draw(budgets(1)))
     made = {
-        channel: attrs.evolve(manifest_of(layout, channel, hosts), disruption_budgets=tuple(draw(budgets(1))))
+        channel: attrs.evolve(manifest_of(layout, channel, hosts), disruption_budgets=frozen)
         for channel in CHANNELS
         if channel in layout.channel.values()
     }
@@ -151,30 +155,28 @@ def tidy_worlds(draw: st.DrawFn) -> PlannerInput:
 
 @st.composite
 def wild_worlds(draw: st.DrawFn) -> PlannerInput:
-    """Anything, and up to two of `TROUBLES`, which befall hosts that would be sent to if it were not for them."""
+    """Anything: hosts in every phase of three rollouts, circles, budgets of none, dispatches under way, troubles."""
     layout = draw(layouts(tidy=False))
-    fleet = draw(fleets(layout, tidy=draw(st.booleans())))
     hosts = sorted(layout.channel)
+    frozen = tuple(draw(budgets(0)))
     made = {
-        channel: attrs.evolve(manifest_of(layout, channel, hosts), disruption_budgets=tuple(draw(budgets(0))))
-        for channel in CHANNELS
+        channel: attrs.evolve(manifest_of(layout, channel, hosts), disruption_budgets=frozen)
+        for channel in draw(st.sampled_from([CHANNELS, CHANNELS[:1], CHANNELS[1:]]))
         if channel in layout.channel.values()
     }
+    pairs = [(RolloutId(f"{layout.channel[host]}@{ref}"), host) for host in hosts for ref in REFS]
     world = PlannerInput(
-        now=NOW, fleet=fleet, fleet_digest=DIGEST, manifests=made, mirrors=mirrors(*draw(records(layout)))
+        now=NOW,
+        fleet=draw(fleets(layout, tidy=draw(st.booleans()))),
+        fleet_digest=DIGEST,
+        manifests=made,
+        mirrors=mirrors(*draw(records(layout))),
+        outstanding=frozenset(draw(st.lists(st.sampled_from(pairs), max_size=2))),
     )
-    everywhere = [(RolloutId(f"{layout.channel[host]}@{ref}"), host) for host in hosts for ref in REFS]
-    for trouble in draw(st.lists(st.sampled_from(TROUBLES), max_size=2, unique=True)):
-        world = draw(trouble(world, [(sent.rollout_id, sent.host) for sent in plan(world).dispatches] or everywhere))
+    for trouble in draw(st.lists(st.sampled_from(sorted(TROUBLES)), max_size=2, unique=True)):
+        if sent := plan(world).dispatches:
+            world = TROUBLES[trouble](world, draw(st.sampled_from(sent)))
     return world
-
-
-@st.composite
-def troubled_worlds(draw: st.DrawFn) -> PlannerInput:
-    """A tidy world and one of `TROUBLES`."""
-    world = draw(tidy_worlds())
-    trouble = draw(st.sampled_from(TROUBLES))
-    return draw(trouble(world, [(sent.rollout_id, sent.host) for sent in plan(world).dispatches]))
 
 
 @st.composite
@@ -184,113 +186,74 @@ def records(draw: st.DrawFn, layout: Layout) -> list[HostRollout]:
     reached = draw(st.integers(0, 3))
     for host, channel in layout.channel.items():
         ahead = (layout.wave[host] or 0) < reached
-        now = draw(st.sampled_from([Phase.CONVERGED] * 9 + [*Phase]) if ahead else st.none() | st.sampled_from(Phase))
+        now = draw(st.sampled_from([Phase.CONVERGED] * 15 + [*Phase] if ahead else [None] * 8 + [*Phase]))
         before = draw(st.none() | st.tuples(st.sampled_from(REFS[:-1]), st.sampled_from(Phase)))
         for ref, phase in filter(None, [before, now and (REFS[-1], now)]):
             made.append(record(host, phase, RolloutId(f"{channel}@{ref}"), acked_at=int(ref)))
     return made
 
 
-Pairs = Sequence[tuple[RolloutId, HostName]]
+def remade(world: PlannerInput, victim: Dispatch, **changes: Any) -> PlannerInput:
+    """The world with another manifest for the victim's rollout."""
+    channel = world.fleet.hosts[victim.host].channel
+    made = attrs.evolve(world.manifests[channel], **changes)
+    return attrs.evolve(world, manifests={**world.manifests, channel: made})
 
 
-@st.composite
-def spoilt_manifest(draw: st.DrawFn, world: PlannerInput, pairs: Pairs) -> PlannerInput:
-    """One manifest is anchored elsewhere, out of date, from the future, unsigned, misfiled, or lacks a host."""
-    channel = world.fleet.hosts[draw(st.sampled_from(pairs))[1]].channel
-    made = world.manifests.get(channel)
-    if made is None:
-        return world
-    signed_at = draw(st.sampled_from([WallMs(NOW - 2 * HOUR_MS), WallMs(NOW + HOUR_MS), None]))
-    spoilt = [
-        attrs.evolve(made, fleet_resolved_hash="cd" * 32),
-        attrs.evolve(made, meta=Meta(schema_version=1, signed_at=signed_at)),
-        attrs.evolve(made, host_set=made.host_set[1:]),
-        attrs.evolve(made, channel=draw(st.sampled_from(CHANNELS))),
-    ]
-    return attrs.evolve(world, manifests={**world.manifests, channel: draw(st.sampled_from(spoilt))})
+def redeclared(world: PlannerInput, victim: Dispatch) -> PlannerInput:
+    """The fleet has the victim on another channel than its manifest says."""
+    before = world.fleet.hosts[victim.host]
+    elsewhere = attrs.evolve(before, channel=next(channel for channel in CHANNELS if channel != before.channel))
+    return attrs.evolve(world, fleet=attrs.evolve(world.fleet, hosts={**world.fleet.hosts, victim.host: elsewhere}))
 
 
-@st.composite
-def missing_manifests(draw: st.DrawFn, world: PlannerInput, pairs: Pairs) -> PlannerInput:
-    """Only some channels have a manifest."""
-    if not world.manifests:
-        return world
-    kept = draw(few(sorted(world.manifests)))
-    return attrs.evolve(world, manifests={name: made for name, made in world.manifests.items() if name in kept})
+def quarantined(world: PlannerInput, victim: Dispatch) -> PlannerInput:
+    """The victim's target is known to be bad on its channel."""
+    bad = (world.fleet.hosts[victim.host].channel, victim.target_closure)
+    return attrs.evolve(world, quarantine=world.quarantine | {bad})
 
 
-@st.composite
-def sent_before(draw: st.DrawFn, world: PlannerInput, pairs: Pairs) -> PlannerInput:
-    """Some dispatches are on their way, or seem to be."""
-    return attrs.evolve(world, outstanding=frozenset(draw(few(pairs))))
+def with_record(world: PlannerInput, made: HostRollout) -> PlannerInput:
+    """The world with this mirror."""
+    return attrs.evolve(world, mirrors={**world.mirrors, **mirrors(made)})
 
 
-@st.composite
-def overtaken(draw: st.DrawFn, world: PlannerInput, pairs: Pairs) -> PlannerInput:
-    """Some rollouts are superseded."""
-    return attrs.evolve(world, superseded=frozenset(draw(few([pair[0] for pair in pairs]))))
+def with_sick_neighbour(world: PlannerInput, victim: Dispatch) -> PlannerInput:
+    """Another host of the victim's wave goes back; if it has none, the victim is quarantined to the same effect."""
+    manifest = next(made for made in world.manifests.values() if made.rollout_id == victim.rollout_id)
+    for entry in manifest.host_set:
+        if entry.wave_index == victim.wave_index and entry.hostname != victim.host:
+            return with_record(world, record(entry.hostname, Phase.REVERTED, victim.rollout_id))
+    return quarantined(world, victim)
 
 
-@st.composite
-def sick(draw: st.DrawFn, world: PlannerInput, pairs: Pairs) -> PlannerInput:
-    """A host has failed or gone back."""
-    rollout_id, host = draw(st.sampled_from(pairs))
-    made = record(host, draw(st.sampled_from([Phase.FAILED, Phase.REVERTED])), rollout_id)
-    return attrs.evolve(world, mirrors={**world.mirrors, (rollout_id, host): made})
+def refusing(world: PlannerInput, victim: Dispatch) -> PlannerInput:
+    """The victim refused a minute ago."""
+    pair = (victim.rollout_id, victim.host)
+    refused = with_record(world, record(victim.host, Phase.PENDING, victim.rollout_id, refused=Reason.BUSY))
+    return attrs.evolve(refused, refused_at={**world.refused_at, pair: WallMs(NOW - 60_000)})
 
 
-@st.composite
-def quarantined(draw: st.DrawFn, world: PlannerInput, pairs: Pairs) -> PlannerInput:
-    """Some targets are known to be bad, on a channel or on a host."""
-    hosts = draw(few([host for _, host in pairs]))
-    if draw(st.booleans()):
-        return attrs.evolve(world, host_quarantine=frozenset((host, target_of(host)) for host in hosts))
-    channel = {host: declared.channel for host, declared in world.fleet.hosts.items()}
-    return attrs.evolve(world, quarantine=frozenset((channel[host], target_of(host)) for host in hosts))
+def signed(world: PlannerInput, victim: Dispatch, at: int | None) -> PlannerInput:
+    """The victim's manifest was signed at another time."""
+    return remade(world, victim, meta=Meta(schema_version=1, signed_at=None if at is None else WallMs(at)))
 
 
-@st.composite
-def refusing(draw: st.DrawFn, world: PlannerInput, pairs: Pairs) -> PlannerInput:
-    """Some hosts refused, lately, long ago or nobody knows when."""
-    pair = draw(st.sampled_from(pairs))
-    refused = record(pair[1], Phase.PENDING, pair[0], refused=Reason.BUSY)
-    at = draw(st.none() | st.integers(0, HOUR_MS))
-    return attrs.evolve(
-        world,
-        mirrors={**world.mirrors, pair: refused},
-        refused_at={} if at is None else {pair: WallMs(NOW - at)},
-    )
-
-
-@st.composite
-def out_of_reach(draw: st.DrawFn, world: PlannerInput, pairs: Pairs) -> PlannerInput:
-    """Some hosts are revoked or not heard of."""
-    hosts = frozenset(draw(few([host for _, host in pairs])))
-    return attrs.evolve(world, revoked=hosts) if draw(st.booleans()) else attrs.evolve(world, unreachable=hosts)
-
-
-@st.composite
-def moved(draw: st.DrawFn, world: PlannerInput, pairs: Pairs) -> PlannerInput:
-    """A host is declared on another channel than its manifest says."""
-    host = draw(st.sampled_from(pairs))[1]
-    elsewhere = attrs.evolve(world.fleet.hosts[host], channel=draw(st.sampled_from(CHANNELS)))
-    return attrs.evolve(world, fleet=attrs.evolve(world.fleet, hosts={**world.fleet.hosts, host: elsewhere}))
-
-
-TROUBLES = [
-    spoilt_manifest,
-    missing_manifests,
-    sent_before,
-    overtaken,
-    sick,
-    quarantined,
-    refusing,
-    out_of_reach,
-    moved,
-]
-
-
-def few(items: Sequence[T]) -> st.SearchStrategy[list[T]]:
-    """One or two of `items`."""
-    return st.lists(st.sampled_from(items), unique=True, min_size=1, max_size=2)
+TROUBLES: dict[str, Callable[[PlannerInput, Dispatch], PlannerInput]] = {
+    "superseded": lambda world, victim: attrs.evolve(world, superseded=world.superseded | {victim.rollout_id}),
+    "anchor": lambda world, victim: remade(world, victim, fleet_resolved_hash="cd" * 32),
+    "anchor: misfiled": lambda world, victim: remade(world, victim, channel=Channel("z")),
+    "declared": redeclared,
+    "freshness: stale": lambda world, victim: signed(world, victim, NOW - 2 * HOUR_MS),
+    "freshness: from the future": lambda world, victim: signed(world, victim, NOW + HOUR_MS),
+    "freshness: unsigned": lambda world, victim: signed(world, victim, None),
+    "revoked": lambda world, victim: attrs.evolve(world, revoked=world.revoked | {victim.host}),
+    "unreachable": lambda world, victim: attrs.evolve(world, unreachable=world.unreachable | {victim.host}),
+    "quarantine": quarantined,
+    "quarantine: on the host": lambda world, victim: attrs.evolve(
+        world, host_quarantine=world.host_quarantine | {(victim.host, victim.target_closure)}
+    ),
+    "halted or quarantine": with_sick_neighbour,
+    "refused": refusing,
+}
+"""What keeps a host from being sent to that would be otherwise, by the gate that must say so."""

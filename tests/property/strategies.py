@@ -306,6 +306,9 @@ def constructed(draw: st.DrawFn) -> State:
             soak_from=SteadyMs(draw(st.sampled_from([0, HOUR]))),
             delivered_seq=draw(st.integers(0, 3)),
         )
+    quarantine = draw(st.dictionaries(closures, _quarantined, max_size=2))
+    if isinstance(operation, RollingBack):
+        quarantine.pop(operation.closure, None)
     seen = st.builds(SeenIntent, intent=intents, seen_wall=wall_instants, seen_steady=st.just(0))
     shown = draw(st.lists(seen, max_size=4))
     known = known_with(
@@ -322,7 +325,7 @@ def constructed(draw: st.DrawFn) -> State:
         newest_fleet=draw(st.none() | wall_instants),
         stale_through=draw(st.dictionaries(st.sampled_from([EDGE, CORE]), wall_instants, max_size=2)),
         forgotten=draw(st.dictionaries(st.just(C1), _forgotten, max_size=1)),
-        quarantine=draw(st.dictionaries(closures, _quarantined, max_size=2)),
+        quarantine=quarantine,
         drift=draw(st.none() | closures),
     )
     duties = st.sampled_from(Duty)

@@ -127,8 +127,9 @@ async def test_children_left_behind_by_a_child_that_ended_well_are_killed() -> N
 
 
 async def test_a_grandchild_that_left_the_group_and_holds_the_pipes_does_not_hold_up_the_caller() -> None:
-    escape = "import os, time; os.setsid(); print(os.getpid(), flush=True); time.sleep(60)"
-    done = await sh(f"{sys.executable} -c '{escape}' & sleep 1; echo done")
+    escape = "import os, time; os.setsid(); print(os.getpid(), flush=True); time.sleep(600)"
+    with trio.fail_after(60):
+        done = await sh(f"{sys.executable} -c '{escape}' & sleep 1; echo done")
     pid, word = done.stdout.split()
     os.kill(int(pid), 9)
     assert word == b"done"
@@ -149,12 +150,11 @@ async def test_cancelling_the_caller_kills_and_reaps_the_child(tmp_path: Path) -
 
 async def test_a_hundred_commands_leave_no_zombie_and_no_descriptor() -> None:
     await sh("exit 0")
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(os.listdir("/proc/self/fd")), len(psutil.Process().children())
     async with trio.open_nursery() as nursery:
         for _ in range(100):
             nursery.start_soon(sh, "exit 0")
-    assert len(os.listdir("/proc/self/fd")) == before
-    assert [child for child in psutil.Process().children() if child.status() == psutil.STATUS_ZOMBIE] == []
+    assert (len(os.listdir("/proc/self/fd")), len(psutil.Process().children())) == before
 
 
 def test_a_tail_of_undecodable_bytes_keeps_to_its_limit() -> None:

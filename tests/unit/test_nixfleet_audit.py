@@ -119,6 +119,29 @@ def test_a_journal_without_its_oldest_part_says_where_it_begins(tmp_path: Path, 
     assert (proof.broken, proof.first, proof.entries) == (None, 2, 5)
 
 
+def test_nobody_but_the_host_can_cut_the_oldest_part_off(tmp_path: Path) -> None:
+    directory = story(tmp_path / "node1").export()
+    lines = (directory / "entries.jsonl").read_bytes().splitlines(keepends=True)
+    (directory / "entries.jsonl").write_bytes(b"".join(lines[1:]))
+    said = "entries.jsonl.sig: the message was changed, or another key signed it"
+    assert broken(prove(open_export(directory), host_key=None, trusts=[])) == said
+    (directory / "entries.jsonl.sig").unlink()
+    said = "its beginning is missing, and no entries.jsonl.sig says the host cut it"
+    assert broken(prove(open_export(directory), host_key=None, trusts=[])) == said
+
+
+def test_a_switch_whose_reason_was_cut_off_is_told_as_unproved(
+    tmp_path: Path, trust: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    writer = story(tmp_path / "node1")
+    del writer.entries[:2]
+    writer.export()
+    assert run(["audit", "verify", str(tmp_path / "node1"), "--trust-file", str(trust)]) == 0
+    out = capfd.readouterr().out
+    assert "node1: 4 entries from 3 on, chain intact" in out
+    assert "for stable@4be0c1d2; what allowed it was cut off with the oldest entries" in out
+
+
 def test_a_journal_of_a_host_that_never_switched_is_good_too(tmp_path: Path, trust: Path) -> None:
     writer = Writer(directory=tmp_path / "node1", key=HOST_KEYS["node1"])
     writer.add(looked(1))

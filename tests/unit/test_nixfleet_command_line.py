@@ -12,6 +12,7 @@ import pytest
 
 from nixfleet.__main__ import run
 from nixfleet.cli import COMMANDS
+from tests.unit.nixfleet_exports import story
 from tests.unit.nixfleet_samples import CI_KEY, closure, document, write_key
 
 Captured = pytest.CaptureFixture[str]
@@ -80,6 +81,13 @@ def test_the_environment_beats_the_file_and_a_flag_beats_both(home: Path, monkey
     assert released_into(home, monkeypatch=monkeypatch) == "from-environment"
     (home / "from-environment" / "fleet.resolved.json").rename(home / "moved")
     assert released_into(home, "--releases-dir", "from-flag", monkeypatch=monkeypatch) == "from-flag"
+
+
+def test_a_setting_that_may_be_repeated_is_one_value_in_the_file(home: Path, capfd: Captured) -> None:
+    configure(home, 'trust_file = "~/nowhere.json"\n')
+    story(home / "node1").export()
+    assert run(["audit", "verify", str(home / "node1")]) == 2
+    assert capfd.readouterr().err.startswith(f"nixfleet: --trust-file {home}/nowhere.json: the trust file")
 
 
 def test_settings_reach_commands_below_a_command(home: Path, capfd: Captured) -> None:
@@ -170,6 +178,12 @@ def test_a_dry_run_needs_no_key_and_writes_nothing(home: Path, capfd: Captured) 
     assert run(["release", str(home / "fleet.json"), "--releases-dir", str(home / "out"), "--dry-run"]) == 0
     assert capfd.readouterr().out.splitlines()[1].split()[:4] == ["db1", "new", "stable", "2"]
     assert not (home / "out").exists()
+
+
+def test_an_example_is_printed_for_whoever_begins(home: Path, capfd: Captured) -> None:
+    assert run(["release", "--example"]) == 0
+    (home / "fleet.toml").write_text(capfd.readouterr().out)
+    assert run(["release", str(home / "fleet.toml"), "--dry-run"]) == 0
 
 
 def test_a_release_says_what_changes_before_it_writes(home: Path, capfd: Captured) -> None:

@@ -23,11 +23,27 @@ from evidence.trust import load_trust
 from nixfleet.__main__ import run
 from nixfleet.errors import ExistsError
 from nixfleet.keys import keyset, rotate, tokens
-from nixfleet.release.publish import ClockBehindError
+from nixfleet.keys.hints import about_host
+from nixfleet.release.description import Description
+from nixfleet.release.publish import ClockBehindError, publish_release
+from nixfleet.release.resolve import resolve
 from nixfleet.release.sign import KeyFileSigner, SigningKeyError, load_signer
+from nixfleet.release.staging import NONCES, REVOCATIONS
 from state_machine.intent import Revocation
 from state_machine.values import HostName, WallMs
-from tests.unit.nixfleet_samples import CI_KEY, HOST_KEYS, NOW, OTHER_KEY, P256_KEY, later, slot, write_key
+from tests.unit.nixfleet_samples import (
+    CI_KEY,
+    HOST_KEYS,
+    NOW,
+    OTHER_KEY,
+    P256_KEY,
+    description,
+    later,
+    slot,
+    write_key,
+    write_trust,
+)
+from wire.json_value import JsonObject
 
 
 def make(directory: Path, **wishes: object) -> keyset.KeySet:
@@ -248,7 +264,7 @@ def mint_for(name: str, directory: Path, *arguments: str) -> int:
     (directory / "host.pub").write_text(f"{HOST_KEYS['node1'].openssh_public} root@{name}\n")
     keys = ["--org-root-key", str(write_key(directory / "root.pem", OTHER_KEY.key))]
     keys += ["--ci-key", str(write_key(directory / "ci.pem", CI_KEY.key))]
-    place = ["--pubkey", str(directory / "host.pub"), "--nonces-file", str(directory / "out" / tokens.NONCES)]
+    place = ["--pubkey", str(directory / "host.pub"), "--nonces-file", str(directory / "out" / NONCES)]
     return run(["mint-token", "--hostname", name, *keys, *place, *arguments])
 
 
@@ -256,7 +272,7 @@ def test_a_minted_token_enrols_its_host_with_its_key_and_no_other(tmp_path: Path
     assert mint_for("node1", tmp_path, "--out", str(tmp_path / "token.json"), "--minted-by", "kim") == 0
     assert stat.S_IMODE((tmp_path / "token.json").stat().st_mode) == 0o600
     token = parse_token((tmp_path / "token.json").read_bytes())
-    listed = (tmp_path / "out" / tokens.NONCES).read_bytes(), (tmp_path / "out" / f"{tokens.NONCES}.sig").read_bytes()
+    listed = (tmp_path / "out" / NONCES).read_bytes(), (tmp_path / "out" / f"{NONCES}.sig").read_bytes()
     nonces = verify_nonces(*listed, slot(CI_KEY), token.claims.issued_at).value
     check_token(token, org_root=slot(OTHER_KEY), nonces=nonces, now_ms=token.claims.issued_at)
     check_request(token.claims, hostname="node1", public=HOST_KEYS["node1"].public)
@@ -306,7 +322,7 @@ def test_an_org_root_of_another_algorithm_is_refused(tmp_path: Path) -> None:
 
 
 def test_expired_nonces_are_dropped_when_one_is_added(tmp_path: Path) -> None:
-    path = tmp_path / tokens.NONCES
+    path = tmp_path / NONCES
     for name, hours in (("a", 1), ("b", 5)):
         entry = tokens.mint(name, "x", OTHER_KEY, NOW, hours * 3_600_000, None).entry
         tokens.allow_nonce(path, entry, CI_KEY, NOW, None)
@@ -317,7 +333,7 @@ def test_expired_nonces_are_dropped_when_one_is_added(tmp_path: Path) -> None:
 
 
 def test_a_list_that_somebody_else_signed_is_not_added_to(tmp_path: Path) -> None:
-    path = tmp_path / tokens.NONCES
+    path = tmp_path / NONCES
     entry = tokens.mint("a", "x", OTHER_KEY, NOW, 3_600_000, None).entry
     tokens.allow_nonce(path, entry, OTHER_KEY, NOW, None)
     before = path.read_bytes()
@@ -329,9 +345,9 @@ def test_a_list_that_somebody_else_signed_is_not_added_to(tmp_path: Path) -> Non
 
 def test_a_list_is_never_signed_earlier_than_before(tmp_path: Path) -> None:
     entry = tokens.mint("a", "x", OTHER_KEY, NOW, 3_600_000, None).entry
-    tokens.allow_nonce(tmp_path / tokens.NONCES, entry, CI_KEY, later(1), None)
+    tokens.allow_nonce(tmp_path / NONCES, entry, CI_KEY, later(1), None)
     with pytest.raises(ClockBehindError, match=r"bootstrap-nonces\.json was signed at 2026-06-01T11:00:00Z"):
-        tokens.allow_nonce(tmp_path / tokens.NONCES, entry, CI_KEY, NOW, None)
+        tokens.allow_nonce(tmp_path / NONCES, entry, CI_KEY, NOW, None)
 
 
 def revocation(host: str, at: WallMs) -> Revocation:
@@ -339,7 +355,7 @@ def revocation(host: str, at: WallMs) -> Revocation:
 
 
 def test_a_revocation_is_signed_sorted_and_never_moved_back(tmp_path: Path) -> None:
-    path = tmp_path / tokens.REVOCATIONS
+    path = tmp_path / REVOCATIONS
     for host, at in (("b", later(1)), ("a", NOW), ("b", NOW), ("a", later(2))):
         tokens.revoke(path, revocation(host, at), CI_KEY, later(3), None)
     listed = verify_revocations(path.read_bytes(), (tmp_path / f"{path.name}.sig").read_bytes(), slot(CI_KEY), NOW)
@@ -357,3 +373,51 @@ def test_revoking_says_since_when_and_where(tmp_path: Path, capfd: pytest.Captur
         f"node1: certificates issued before 2026-06-01T00:00:00Z are revoked ({tmp_path}/out/revocations.json)\n"
     )
     assert run(["revoke", "../x", *words[2:]]) == 2
+
+
+# What else is looked at before anything is signed
+
+
+@pytest.mark.parametrize(
+    "words", [["revoke", "node1"], ["release", "--refresh"], ["mint-token", "--hostname", "node1"]]
+)
+def test_a_key_that_nobody_trusts_signs_nothing(
+    tmp_path: Path, words: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
+    trust = write_trust(tmp_path / "trust.json", OTHER_KEY)
+    keys = ["--ci-key", str(write_key(tmp_path / "ci.pem", CI_KEY.key)), "--trust-file", str(trust)]
+    more = ["--org-root-key", str(write_key(tmp_path / "root.pem", OTHER_KEY.key)), "--fingerprint", "A" * 43 + "="]
+    out = ["--releases-dir", str(tmp_path / "out")]
+    assert run([*words, *keys, *out, *(more if words[0] == "mint-token" else [])]) == 2
+    said = f"the CI release key {CI_KEY.public_key.key_id} is not in `ciReleaseKey` of the trust file"
+    assert said in capfd.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_name_that_the_fleet_does_not_have_is_noted(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    publish_release(description(), CI_KEY, tmp_path / "out", "ab", NOW)
+    key = write_key(tmp_path / "ci.pem", CI_KEY.key)
+    words = ["--ci-key", str(key), "--releases-dir", str(tmp_path / "out")]
+    assert run(["revoke", "nod1", *words]) == 0
+    assert "note: the published fleet has no host nod1; did you mean node1?" in capfd.readouterr().err
+    assert run(["revoke", "node1", *words]) == 0
+    assert capfd.readouterr().err == ""
+
+
+def test_a_token_for_another_key_than_the_declared_one_is_noted() -> None:
+    fleet = documents_of(description())
+    expected = HOST_KEYS["node1"].fingerprint
+    assert about_host(fleet, "node1", expected) is None
+    assert about_host(fleet, "node2", expected) == (
+        "the published fleet declares another pubkey for node2: enrolling will be refused"
+    )
+    assert about_host(fleet, "node9", expected) == "the published fleet has no host node9; did you mean node3?"
+    assert about_host({"hosts": {"a": {}}}, "a", expected) == (
+        "the published fleet declares no pubkey for a: it cannot enrol before a release does"
+    )
+    assert about_host(None, "a", expected) is None
+
+
+def documents_of(wanted: Description) -> JsonObject:
+    fleet: JsonObject = json.loads(resolve(wanted, commit="ab", signed_at=NOW).fleet_bytes)
+    return fleet

@@ -8,6 +8,8 @@ import attrs
 import pytest
 
 from nixfleet.errors import UnreadableFileError
+from nixfleet.release.checks import notices, problems
+from nixfleet.release.example import EXAMPLE
 from nixfleet.release.problems import DescriptionError
 from nixfleet.release.read import parse_description, read_description
 from state_machine.intent import Pin, Selector
@@ -57,6 +59,13 @@ def test_a_toml_description_with_its_defaults(tmp_path: Path) -> None:
     assert node1.pin == Pin(commit="ab12", reason="waits for a disk", expires_at=parse_rfc3339("2026-06-01T00:00:00Z"))
     assert (stable.signing_interval_minutes, stable.reconcile_interval_minutes) == (60, 30)
     assert read.rollout_policies["canary"].waves[1].selector == Selector(all=True)
+
+
+def test_the_example_resolves_without_a_problem(tmp_path: Path) -> None:
+    (tmp_path / "fleet.toml").write_text(EXAMPLE)
+    example = read_description(tmp_path / "fleet.toml")
+    assert problems(example) == ()
+    assert list(notices(example)) == []
 
 
 def test_the_member_closure_hash_of_other_tools_is_read_as_well() -> None:

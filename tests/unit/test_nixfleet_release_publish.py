@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from nacl.signing import VerifyKey
 
-from evidence.artifacts import BadSignatureError, verify_fleet, verify_manifest
+from evidence.artifacts import BadSignatureError, verify_fleet, verify_manifest, verify_revocations
 from evidence.errors import EvidenceError
+from nixfleet.keys.tokens import revoke
 from nixfleet.release.plan import plan_release
 from nixfleet.release.publish import (
     ClockBehindError,
@@ -24,8 +25,9 @@ from nixfleet.release.publish import (
     sign_file,
 )
 from nixfleet.release.sign import KeyFileSigner
-from nixfleet.release.staging import BusyError, finish_interrupted, locked, publish_files
-from state_machine.values import RolloutId, WallMs
+from nixfleet.release.staging import REVOCATIONS, BusyError, finish_interrupted, locked, publish_files
+from state_machine.intent import Revocation
+from state_machine.values import HostName, RolloutId, WallMs
 from tests.unit.nixfleet_samples import (
     CI_KEY,
     COMMIT,
@@ -140,6 +142,14 @@ def test_refreshing_keeps_members_of_other_tools(tmp_path: Path) -> None:
     publish_files(tmp_path, sign_file(FLEET, fleet, CI_KEY))
     refresh_release(CI_KEY, tmp_path, later(1))
     assert json.loads((tmp_path / FLEET).read_bytes())["xExtra"] == {"a": 1}
+
+
+def test_refreshing_renews_the_lists_beside_the_fleet(tmp_path: Path) -> None:
+    publish(tmp_path)
+    revoke(tmp_path / REVOCATIONS, Revocation(hostname=HostName("node9"), not_before=NOW), CI_KEY, NOW, None)
+    refresh_release(CI_KEY, tmp_path, later(3))
+    listed = verify_revocations(*pair(tmp_path, REVOCATIONS), slot(CI_KEY), NOW)
+    assert (listed.signed_at, [entry.hostname for entry in listed.value.revocations]) == (later(3), ["node9"])
 
 
 def test_refreshing_leaves_earlier_rollouts_as_they_were(tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ import pytest
 
 from evidence.canonical import canonicalize
 from nixfleet.__main__ import run
-from nixfleet.keys.tokens import NONCES, REVOCATIONS, allow_nonce, mint, revoke
+from nixfleet.keys.tokens import allow_nonce, mint, revoke
 from nixfleet.release.publish import publish_release
 from nixfleet.release.sign import KeyFileSigner
+from nixfleet.release.staging import NONCES, REVOCATIONS
 from state_machine.intent import Revocation
 from state_machine.values import HostName, WallMs
 from tests.unit.nixfleet_samples import CI_KEY, COMMIT, NOW, OTHER_KEY, P256_KEY, description, later, write_trust
