@@ -6,11 +6,10 @@ force stays, and the problem is logged once and shown until it is gone.
 """
 
 import functools
-import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final, TypeVar, cast
+from typing import Final
 
 import attrs
 import trio
@@ -20,46 +19,30 @@ from control_plane.artifact_source import (
     NONCES,
     REVOCATIONS,
     ArtifactSource,
-    Raw,
     SourceError,
     manifest_name,
 )
-from control_plane.clock import wall_now
 from control_plane.entries import ArtifactAdopted, ArtifactKind
 from control_plane.errors import StoreUnavailableError
 from control_plane.ledger import Ledger
 from control_plane.openings import opening
+from control_plane.proving import Look, Prover, Value, Verify
 from control_plane.rows import Artifact, Rollout
 from control_plane.shelf import Held, Shelf
-from evidence.artifacts import (
-    BadSignatureError,
-    Verified,
-    verify_fleet,
-    verify_manifest,
-    verify_nonces,
-    verify_revocations,
-)
+from evidence.artifacts import verify_fleet, verify_manifest, verify_nonces, verify_revocations
 from evidence.errors import EvidenceError
-from evidence.trust import KeySlot, TrustRoots, load_trust
 from state_machine.freshness import age_verdict
-from state_machine.intent import BootstrapNonces, Fleet, Manifest, Revocations
+from state_machine.intent import Fleet, Manifest
 from state_machine.values import Channel, Reason, RolloutId, WallMs, is_rollout_id
 
 LOG: Final = logging.getLogger(__name__)
 
-_TORN_ATTEMPTS: Final = 3
-_TORN_PAUSE_S: Final = 0.2
-"""A reader that comes between a signature and its file sees a pair that does not verify, for a moment."""
-
 ARCHIVED: Final = 64
 """How many manifests are kept to be served, those of earlier rollouts included."""
 
-Value = TypeVar("Value", Fleet, Manifest, Revocations, BootstrapNonces)
-Verify = Callable[[bytes, bytes, KeySlot, WallMs], Verified[Value]]
-
 
 @attrs.frozen(kw_only=True)
-class NotAdopted(Exception):  # noqa: N818 - a verdict, and no error of this program
+class NotAdoptedError(Exception):
     """A genuine artifact that is not brought into force now."""
 
     reason: Reason
@@ -67,15 +50,6 @@ class NotAdopted(Exception):  # noqa: N818 - a verdict, and no error of this pro
 
     def __str__(self) -> str:
         return f"{self.reason}: {self.detail}"
-
-
-@attrs.frozen(kw_only=True)
-class Look:
-    """One look at the source: when, and under which trust roots."""
-
-    at: WallMs
-    trust: TrustRoots
-    trust_print: str
 
 
 class Adopter:
@@ -93,20 +67,20 @@ class Adopter:
         lists_required: bool = False,
     ) -> None:
         """`lists_required`: nobody is let in before revocations and nonces are published and proved."""
-        self._source, self._trust_file, self._ledger, self._shelf = source, trust_file, ledger, shelf
+        self._source, self._ledger, self._shelf = source, ledger, shelf
+        self._prover = Prover(source, trust_file)
         self._window_ms = freshness_window_s * 1000
         self._on_change = on_change
         self._lists_required = lists_required
         shelf.awaiting = frozenset({REVOCATIONS, NONCES}) if lists_required else shelf.awaiting
         self._one_look = trio.Lock()
-        self._proven: dict[str, tuple[str, object]] = {}
-        self._trust_print = ""
-        self._looked_at: set[str] = set()
         self._unfinished: str | None = None
         self._poke = trio.Event()
 
     async def run(self, poll_secs: float) -> None:
-        """Look again every `poll_secs` and whenever poked. Runs for ever."""
+        """Look again every `poll_secs` and whenever poked; at once, if nothing is in force yet. Runs for ever."""
+        if not self._shelf.is_ready:
+            await self.look()
         while True:
             with trio.move_on_after(poll_secs):
                 await self._poke.wait()
@@ -121,25 +95,18 @@ class Adopter:
         """Look once, and say what is wrong with which file."""
         async with self._one_look:
             problems: dict[str, str] = {}
-            self._looked_at = set()
             try:
-                look = await self._begin()
+                look = await self._prover.begin()
             except EvidenceError as error:
                 problems["trust.json"] = str(error)
             else:
                 await self._look_at_everything(look, problems)
-                self._trust_print = look.trust_print
-            self._proven = {name: known for name, known in self._proven.items() if name in self._looked_at}
+                self._prover.end(look)
             self._report(problems)
             if self._shelf.is_ready:
                 self._shelf.ready.set()
             self._on_change()
             return problems
-
-    async def _begin(self) -> Look:
-        trust = await trio.to_thread.run_sync(load_trust, self._trust_file)
-        trust_print = hashlib.sha256(repr(trust).encode()).hexdigest()
-        return Look(at=wall_now(), trust=trust, trust_print=trust_print)
 
     async def _look_at_everything(self, look: Look, problems: dict[str, str]) -> None:
         try:
@@ -177,11 +144,11 @@ class Adopter:
         problems: dict[str, str],
     ) -> Held[Value] | None:
         """What is to be in force instead of `held`. A list that is gone from the source stays in force."""
-        if held is not None and not await self._still_stands(held, verify, look):
+        if held is not None and not await self._prover.still_stands(held, verify, look):
             held = None
         try:
             found = await self._newest(name, kind, verify, look, window_ms)
-        except (EvidenceError, SourceError, NotAdopted) as error:
+        except (EvidenceError, SourceError, NotAdoptedError) as error:
             problems[name] = str(error)
             self._await(name, held is None)
             return held
@@ -203,9 +170,9 @@ class Adopter:
         """What is published under `name`, if anything is, unless it is not to be brought into force.
 
         Raises:
-            EvidenceError, SourceError, NotAdopted: it is not.
+            EvidenceError, SourceError, NotAdoptedError: it is not.
         """
-        held = await self._fetch(name, verify, look)
+        held = await self._prover.fetch(name, verify, look)
         if held is not None:
             self._check_time(held.proven.signed_at, self._ledger.book.get(Artifact, kind, ""), look.at, window_ms)
         return held
@@ -214,12 +181,12 @@ class Adopter:
 
     async def _fleet_and_manifests(self, look: Look, problems: dict[str, str]) -> None:
         shelf = self._shelf
-        if shelf.fleet is not None and not await self._still_stands(shelf.fleet, verify_fleet, look):
+        if shelf.fleet is not None and not await self._prover.still_stands(shelf.fleet, verify_fleet, look):
             LOG.warning("the fleet in force is no longer trusted: nothing is planned or served until a new one proves")
             shelf.fleet, shelf.manifests, shelf.archive = None, {}, {}
         try:
             fleet = await self._newest(FLEET, ArtifactKind.FLEET, verify_fleet, look, self._window_ms)
-        except (EvidenceError, SourceError, NotAdopted) as error:
+        except (EvidenceError, SourceError, NotAdoptedError) as error:
             problems[FLEET] = str(error)
             return
         if fleet is None:
@@ -231,7 +198,7 @@ class Adopter:
             problems[FLEET] = "not all of its manifests are published yet"
             return
         self._adopt(fleet, self._newest_of_each(anchored, look, problems), problems)
-        kept = {} if look.trust_print != self._trust_print else shelf.archive
+        kept = {} if not look.same_trust else shelf.archive
         newest = {rollout_id: held.raw for rollout_id, held in found.items()}
         shelf.archive = dict(list({**newest, **kept, **newest}.items())[:ARCHIVED])
 
@@ -248,7 +215,7 @@ class Adopter:
             name = manifest_name(rollout_id)
             verify = functools.partial(verify_manifest, rollout=rollout_id)
             try:
-                held: Held[Manifest] | None = await self._fetch(name, verify, look)
+                held: Held[Manifest] | None = await self._prover.fetch(name, verify, look)
             except (EvidenceError, SourceError) as error:
                 problems[name] = str(error)
                 continue
@@ -275,7 +242,7 @@ class Adopter:
             mark = self._ledger.book.get(Artifact, ArtifactKind.ROLLOUT, channel)
             try:
                 self._check_time(held.proven.signed_at, mark, look.at, self._window_ms)
-            except NotAdopted as error:
+            except NotAdoptedError as error:
                 problems[manifest_name(rollout_id)] = str(error)
                 continue
             if channel not in newest or newest[channel].proven.signed_at < held.proven.signed_at:
@@ -298,51 +265,15 @@ class Adopter:
 
     # What they have in common
 
-    async def _fetch(self, name: str, verify: Verify[Value], look: Look) -> Held[Value] | None:
-        self._looked_at.add(name)
-        for attempt in range(_TORN_ATTEMPTS):
-            raw = await self._source.fetch(name)
-            if raw is None:
-                return None
-            try:
-                return Held(raw=raw, proven=await self._prove(name, raw, verify, look))
-            except BadSignatureError:
-                if attempt + 1 == _TORN_ATTEMPTS:
-                    raise
-                await trio.sleep(_TORN_PAUSE_S)
-        raise AssertionError("the last attempt returns or raises")
-
-    async def _still_stands(self, held: Held[Value], verify: Verify[Value], look: Look) -> bool:
-        """Whether the trust file still stands behind what is in force."""
-        if look.trust_print == self._trust_print:
-            return True
-        slot = look.trust.ci_release_key
-        try:
-            await trio.to_thread.run_sync(verify, held.raw.data, held.raw.signature, slot, look.at)
-        except EvidenceError:
-            return False
-        return True
-
-    async def _prove(self, name: str, raw: Raw, verify: Verify[Value], look: Look) -> Verified[Value]:
-        # Most looks find what the last one found, and a large fleet takes a while to prove.
-        seen = raw.fingerprint + look.trust_print
-        known = self._proven.get(name)
-        if known is not None and known[0] == seen:
-            return cast(Verified[Value], known[1])  # stored below under this name, so by this verify
-        slot = look.trust.ci_release_key
-        proven = await trio.to_thread.run_sync(verify, raw.data, raw.signature, slot, look.at)
-        self._proven[name] = (seen, proven)
-        return proven
-
     def _check_time(self, signed_at: WallMs, mark: Artifact | None, now: WallMs, window_ms: int | None) -> None:
         if mark is not None and signed_at < mark.signed_at:
-            raise NotAdopted(reason=Reason.SUPERSEDED, detail="a newer one has been in force")
+            raise NotAdoptedError(reason=Reason.SUPERSEDED, detail="a newer one has been in force")
         verdict = age_verdict(signed_at, now, self._window_ms if window_ms is None else window_ms)
         if verdict is Reason.FUTURE_DATED:
-            raise NotAdopted(reason=verdict, detail="it is signed in the future: check the clocks")
+            raise NotAdoptedError(reason=verdict, detail="it is signed in the future: check the clocks")
         if verdict is not None and window_ms is not None:
             age_h = (now - signed_at) // 3_600_000
-            raise NotAdopted(reason=verdict, detail=f"it was signed {age_h} h ago: sign it again")
+            raise NotAdoptedError(reason=verdict, detail=f"it was signed {age_h} h ago: sign it again")
 
     def _record(
         self,

@@ -68,7 +68,11 @@ class ArtifactSource(Protocol):
         """
 
     async def listed(self) -> tuple[RolloutId, ...]:
-        """Rollouts whose manifests are here beside those that the fleet names; nothing when the source cannot tell."""
+        """Rollouts whose manifests are here beside those that the fleet names; nothing when the source cannot tell.
+
+        Raises:
+            SourceError: it cannot be looked into.
+        """
 
 
 @attrs.frozen(kw_only=True)
@@ -105,6 +109,8 @@ class DirectorySource:
                     found.append((path.stat().st_mtime_ns, path.stem))
                 except FileNotFoundError:
                     continue
+                except OSError as error:
+                    raise SourceError(name=path.name, problem=error.strerror or str(error)) from error
         return tuple(RolloutId(stem) for _, stem in sorted(found, reverse=True)[:_LISTED])
 
 

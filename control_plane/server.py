@@ -57,6 +57,9 @@ LOG: Final = logging.getLogger(__name__)
 DRAIN_S: Final = 4.0
 """How long requests under way may take to end; with the last commit after it, a stop takes less than 5 s."""
 
+PRIME_S: Final = 4.0
+"""How long serving may wait for the first artifacts; whoever comes before they are in force is answered 503."""
+
 PRUNE_EVERY_S: Final = 3600.0
 
 
@@ -146,7 +149,8 @@ async def serve(config: Configuration) -> None:
     private = None if config.metrics_listen is None else BoundConfig("--metrics-listen", config.metrics_listen)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with assembled(config) as parts:
-            await parts.adopter.look()
+            with trio.move_on_after(PRIME_S):
+                await parts.adopter.look()
             async with trio.open_nursery() as background:
                 _start_background(background, parts, config)
                 async with trio.open_nursery() as servers:
@@ -221,7 +225,11 @@ def _application(routes: list[Route]) -> Starlette:
             )
         )
 
-    return Starlette(routes=routes, exception_handlers={HTTPException: not_found})
+    async def broken(_: Request, __: Exception) -> Response:
+        # The server logs the traceback; the caller learns that it is not to blame.
+        return refusal_response(RequestRefusedError(status=500, reason="internal", error="an error in this program"))
+
+    return Starlette(routes=routes, exception_handlers={HTTPException: not_found, Exception: broken})
 
 
 def _metrics_application(metrics: Metrics) -> Starlette:

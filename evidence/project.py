@@ -8,6 +8,7 @@ from evidence.artifacts import ManifestMismatchError, Verified
 from state_machine.events import TargetPolicy, VerifiedIntent
 from state_machine.intent import Fleet, Manifest, RolloutPolicy
 from state_machine.values import HostName
+from state_machine.waves import soak_ms
 
 
 def project(fleet: Verified[Fleet], manifest: Verified[Manifest], host: HostName) -> VerifiedIntent:
@@ -44,10 +45,9 @@ def _policy(fleet: Fleet, manifest: Manifest, wave_index: int) -> TargetPolicy:
     policy = fleet.rollout_policies.get(channel.rollout_policy, RolloutPolicy(strategy="all-at-once"))
     gate = manifest.health_gate.systemd_failed_units
     sustained_s = policy.sustained_failure_secs
-    waves = fleet.waves.get(manifest.channel, ())
     return TargetPolicy(
         on_failure=policy.on_health_failure,
-        soak_ms=waves[wave_index].soak_ms if 0 <= wave_index < len(waves) else 0,
+        soak_ms=soak_ms(fleet, manifest.channel, wave_index),
         sustained_failure_ms=None if sustained_s is None else sustained_s * 1000,
         max_failed_units=None if gate is None else gate.max,
     )

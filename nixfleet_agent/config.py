@@ -1,25 +1,31 @@
-"""The daemon's configuration, checked as a whole: every problem at once, each with what to do about it."""
+"""The daemon's configuration, checked as a whole: every problem at once, each with what to do about it.
+
+Paths come out absolute, since switches run in another directory. Nothing is opened here.
+"""
 
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
 import attrs
 
 from nixfleet_agent.errors import ConfigurationError
-from nixfleet_agent.options import BY_NAME, Raw, is_true
+from nixfleet_agent.options import BY_NAME, Raw, truth_of
 from state_machine.events import Settings
 from state_machine.values import HostName, SwitchMethod
 
 T = TypeVar("T")
 
+SECONDS_MAX: Final = 366 * 86_400
+"""Nobody means more than a year; a number beyond what the journal can hold would end every run at its first event."""
+
 
 @attrs.frozen(kw_only=True)
 class Config:
-    """What the operator wants. Durations in seconds; paths are not opened here."""
+    """What the operator wants. Durations in seconds."""
 
     control_plane_url: str
     machine_id: HostName
@@ -105,17 +111,25 @@ class _Reader:
         value = self.parsed(name, int, "a whole number of seconds", least)
         if value < least:
             self.wrong(name, f"{value} is too short, at least {least}")
+        if value > SECONDS_MAX:
+            self.wrong(name, f"{str(value)[:20]} is too long, at most {SECONDS_MAX}")
         return value
 
     def path(self, name: str) -> Path | None:
         value = self.text(name)
-        return None if value is None else Path(value)
+        if value == "":
+            self.wrong(name, "is empty; name a path or leave it out")
+        return None if value is None else Path(value).absolute()
 
     def needed_path(self, name: str) -> Path:
-        return Path(self.required(name) or ".")
+        return Path(self.required(name)).absolute()
 
     def flag(self, name: str) -> bool:
-        return is_true(self.text(name) or "")
+        text = self.text(name) or ""
+        truth = truth_of(text)
+        if truth is None:
+            self.wrong(name, f"{text!r} is neither yes nor no")
+        return truth or False
 
     def choice(self, name: str) -> str:
         option, value = BY_NAME[name], self.text(name) or ""
@@ -133,17 +147,19 @@ def read_config(raw: Raw) -> Config:
     Raises:
         ConfigurationError: with every problem found.
     """
-    reader = _Reader(raw)
-    config = _build(reader)
-    if reader.problems:
-        raise ConfigurationError(problems=tuple(reader.problems))
+    config, problems = examine(raw)
+    if problems:
+        raise ConfigurationError(problems=problems)
     return config
 
 
+def examine(raw: Raw) -> tuple[Config, tuple[str, ...]]:
+    """The same without raising: what can be made of the texts, and what is wrong with them."""
+    reader = _Reader(raw)
+    return _build(reader), tuple(reader.problems)
+
+
 def _build(reader: _Reader) -> Config:
-    port = reader.parsed("metrics_port", int, "a port number", -1)
-    if port > 65535:
-        reader.wrong("metrics_port", f"{port} is not a port number")
     fraction = reader.parsed("renewal_threshold_fraction", float, "a fraction", 0.5)
     if not 0 < fraction < 1:
         reader.wrong("renewal_threshold_fraction", f"{fraction} is not between 0 and 1")
@@ -167,8 +183,8 @@ def _build(reader: _Reader) -> Config:
         sustained_failure=reader.seconds("sustained_failure", 0),
         switch_timeout=reader.seconds("switch_timeout", 1),
         tags=reader.items("tag"),
-        cache_urls=reader.items("cache_url"),
-        metrics_port=None if port < 0 else port,
+        cache_urls=_cache_urls(reader),
+        metrics_port=_port(reader),
         metrics_address=reader.required("metrics_address"),
         dry_run=reader.flag("dry_run"),
         allow_insecure=reader.flag("allow_insecure"),
@@ -188,19 +204,53 @@ def _build(reader: _Reader) -> Config:
 
 def _url(reader: _Reader) -> str:
     text = reader.required("control_plane_url")
-    parts = urlsplit(text)
-    if text and (parts.scheme not in ("http", "https") or not parts.hostname):
-        reader.wrong("control_plane_url", f"{text!r} is not an https URL")
-    elif parts.scheme == "http" and not reader.flag("allow_insecure"):
+    problem = _problem_with_url(text) if text else None
+    if problem is not None:
+        reader.wrong("control_plane_url", f"{text[:200]!r} {problem}")
+    elif text.lower().startswith("http:") and not reader.flag("allow_insecure"):
         reader.wrong("control_plane_url", "http is refused; use https, or --allow-insecure for an experiment")
     return text.rstrip("/")
 
 
+def _problem_with_url(text: str) -> str | None:
+    try:
+        parts = urlsplit(text)
+        named = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError as error:
+        return f"is not an https URL: {error}"
+    if not named or not _is_plain(text):
+        return "is not an https URL"
+    if parts.username is not None or parts.query or parts.fragment:
+        return "has more than a host, a port and a path"
+    return None
+
+
+def _is_plain(text: str) -> bool:
+    """No blanks, no control characters: nothing that a request line or a command could take for something else."""
+    return text.isprintable() and " " not in text
+
+
 def _machine_id(reader: _Reader) -> str:
     text = reader.required("machine_id")
-    if text and (len(text) > 64 or not all(c.isascii() and (c.isalnum() or c in "-_.") for c in text)):
+    good = text[:1].isalnum() and all(c.isascii() and (c.isalnum() or c in "-_.") for c in text)
+    if text and (len(text) > 64 or not good):
         reader.wrong("machine_id", f"{text[:80]!r} is not a host name")
     return text
+
+
+def _port(reader: _Reader) -> int | None:
+    port = reader.parsed("metrics_port", int, "a port number", 0)
+    if not 0 <= port <= 65535:
+        reader.wrong("metrics_port", f"{str(port)[:20]} is not a port number")
+    return None if reader.text("metrics_port") is None else port
+
+
+def _cache_urls(reader: _Reader) -> tuple[str, ...]:
+    urls = reader.items("cache_url")
+    for url in urls:
+        if url.startswith("-") or not _is_plain(url):
+            reader.wrong("cache_url", f"{url[:200]!r} is not the address of a binary cache")
+    return urls
 
 
 def _client_cert(reader: _Reader) -> Path | None:

@@ -153,7 +153,7 @@ def _assemble(
         telemetry.probe_seconds[reading.name] = reading.duration_ms / 1000
         await runtime.tell(reading.event())
 
-    context = ProbeContext(clock=now, hostname=config.machine_id, activated=now())
+    context = ProbeContext(clock=now, hostname=config.machine_id, activated=now(), host_public_key=host_key.public)
     workers = Workers(
         intent=IntentWorker(desk, DocumentCache(config.state_dir)),
         dispatch=DispatchWorker(desk, platform.observe),

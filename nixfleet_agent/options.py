@@ -114,6 +114,7 @@ Raw = dict[str, tuple[str, ...]]
 """Texts per option name, as given; absent: not given anywhere."""
 
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
+_FALSE: Final = frozenset({"", "0", "false", "no", "off"})
 
 
 def from_environment(environ: Mapping[str, str]) -> Raw:
@@ -146,6 +147,7 @@ def read_plain(argv: Sequence[str]) -> Raw | None:
     return raw
 
 
-def is_true(text: str) -> bool:
-    """Whether a flag's variable means yes."""
-    return text.strip().lower() in _TRUE
+def truth_of(text: str) -> bool | None:
+    """What a flag's variable means; None: neither yes nor no."""
+    word = text.strip().lower()
+    return True if word in _TRUE else False if word in _FALSE else None

@@ -15,10 +15,10 @@ from typing import Final, Protocol
 import attrs
 import trio
 
-from nixfleet_agent.journal.errors import JournalWriteError
+from nixfleet_agent.journal.errors import JournalError, JournalWriteError
 from nixfleet_agent.telemetry import Telemetry
 from state_machine.actions import Action
-from state_machine.events import Event, ProbeObserved, Tick
+from state_machine.events import Booted, Event, ProbeObserved, Tick
 from state_machine.facts import RolloutFact
 from state_machine.schedule import next_wakeup
 from state_machine.state import Known, State
@@ -122,36 +122,48 @@ class Runtime:
             self._after_turn(self._state)
 
     async def _next_events(self) -> list[Event]:
-        """Whatever waits, at least one; nothing when it is time to feed the watchdog or to try the journal again."""
-        limit_s = JOURNAL_RETRY_S if self._held_back else self._wake_s
-        events: list[Event] = []
-        if self._held_back and trio.current_time() >= self._retry_at:
-            events, self._held_back = self._held_back, []
-            return events
-        with trio.move_on_after(float("inf") if limit_s is None else limit_s):
-            events.append(await self._receive.receive())
+        """Whatever waits, held back or new, at least one event; none when it is time to feed the watchdog."""
+        events = self._due_again()
+        if not events:
+            with trio.move_on_after(self._patience_s()):
+                events.append(self._counted(await self._receive.receive()))
         while events and len(events) < BATCH:
             try:
-                events.append(self._receive.receive_nowait())
+                events.append(self._counted(self._receive.receive_nowait()))
             except trio.WouldBlock:
                 break
         return events
 
+    def _due_again(self) -> list[Event]:
+        if trio.current_time() < self._retry_at:
+            return []
+        events, self._held_back = self._held_back, []
+        return events
+
+    def _patience_s(self) -> float:
+        limit_s = float("inf") if self._wake_s is None else self._wake_s
+        return min(limit_s, self._retry_at - trio.current_time()) if self._held_back else limit_s
+
+    def _counted(self, event: Event) -> Event:
+        self._telemetry.events[type(event).__name__] += 1
+        return event
+
     async def _turn(self, events: list[Event], apply: Callable[[Action], None]) -> None:
+        if self._held_back:  # those came before these, and must not be overtaken
+            return self._go_on_without_journal(events, apply)
         state, worked = self._work_out(events)
         durable = [(item.event, item.step.facts) for item in worked if item.step.durable]
         if durable and not await self._commit(durable):
-            return self._go_on_without_journal(worked, apply)
+            return self._go_on_without_journal(events, apply)
         self._state = state
         for item in worked:
-            self._carry_out(item, apply)
+            self._carry_out(item.step, apply)
         self._announce()
         await self._checkpoint()
 
     def _work_out(self, events: Sequence[Event]) -> tuple[State, list[_Worked]]:
         state, worked = self._state, []
         for event in events:
-            self._telemetry.events[type(event).__name__] += 1
             outcome = step(state, event)
             state = outcome.state
             worked.append(_Worked(event=event, step=outcome))
@@ -161,6 +173,8 @@ class Runtime:
         try:
             await self._in_thread(self._ledger.append, durable)
         except JournalWriteError as error:
+            if any(isinstance(event, Booted) for event, _ in durable):
+                raise  # without its beginning this run can do nothing; the next one finds out what is left to do
             self._telemetry.journal_errors += 1
             if self._telemetry.journal_stuck is None:
                 fields = {"error": str(error)}
@@ -173,15 +187,15 @@ class Runtime:
             self._telemetry.journal_stuck = None
         return True
 
-    def _go_on_without_journal(self, worked: Sequence[_Worked], apply: Callable[[Action], None]) -> None:
+    def _go_on_without_journal(self, events: Sequence[Event], apply: Callable[[Action], None]) -> None:
         """Do what needs no memory, one event at a time; keep the rest for later, in order."""
-        for item in worked:
-            outcome = step(self._state, item.event)
+        for event in events:
+            outcome = step(self._state, event)
             if outcome.durable:
-                self._hold_back(item.event)
+                self._hold_back(event)
             else:
                 self._state = outcome.state
-                self._carry_out(_Worked(event=item.event, step=outcome), apply)
+                self._carry_out(outcome, apply)
         self._announce()
 
     def _hold_back(self, event: Event) -> None:
@@ -190,11 +204,11 @@ class Runtime:
             return
         self._held_back.append(event)
 
-    def _carry_out(self, item: _Worked, apply: Callable[[Action], None]) -> None:
-        for fact in item.step.facts:
+    def _carry_out(self, outcome: Step, apply: Callable[[Action], None]) -> None:
+        for fact in outcome.facts:
             kind = type(fact.fact).__name__
             log.info(kind, extra={"fields": {"rollout": fact.rollout_id, "seq": fact.fact.seq, "event": kind}})
-        for action in item.step.actions:
+        for action in outcome.actions:
             apply(action)
 
     def _announce(self) -> None:
@@ -207,7 +221,7 @@ class Runtime:
         try:
             await self._in_thread(self._ledger.save_checkpoint, self._state.known)
             await self._in_thread(self._prune, self._state.known)
-        except JournalWriteError as error:
+        except JournalError as error:
             log.warning("no checkpoint could be written", extra={"fields": {"error": str(error)}})
 
     def _prune(self, known: Known) -> None:

@@ -1,12 +1,13 @@
 """HTTP to the control plane: whole-request deadlines, bounded bodies, one typed error for each way it can fail.
 
-httpx has no deadline for a whole request and reads any amount; both limits are drawn here, so that a peer that
-dribbles or floods costs one request and no memory.
+httpx has no deadline for a whole request, reads any amount and keeps any cookie; the limits are drawn here, so that a
+peer that dribbles or floods costs one request and no memory.
 """
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from email.utils import parsedate_to_datetime
+from http.cookiejar import DefaultCookiePolicy
 from typing import Final
 
 import attrs
@@ -79,6 +80,7 @@ class Connection:
             },
             trust_env=False,
         )
+        self._client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=()))
         self._users = 0
         self._retired = False
 
@@ -105,7 +107,7 @@ class Connection:
                     return await self._exchange(method, path, now, json, headers, limit)
             except trio.TooSlowError as error:
                 raise UnreachableError(url=path, cause=f"no complete answer within {timeout_s:g} s") from error
-            except (httpx.HTTPError, httpx.InvalidURL, httpx.CookieConflict) as error:
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
                 raise UnreachableError(url=path, cause=_cause(error)) from error
 
     async def _exchange(

@@ -25,7 +25,7 @@ from state_machine.values import (
 
 @attrs.frozen(kw_only=True)
 class DispatchAck:
-    """The host took the dispatch. `current_closure_at_dispatch` ran then, empty if unknown; a rollback returns to it."""
+    """The dispatch was taken. `current_closure_at_dispatch` ran then, empty if unknown: a rollback returns to it."""
 
     seq: int
     current_closure_at_dispatch: Closure

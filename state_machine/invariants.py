@@ -15,7 +15,7 @@ from state_machine.step_promises import STEP_PROMISES
 from state_machine.turn import Step
 from state_machine.values import Phase, ProbeMode, ProbeStatus, RolloutId
 
-__all__ = [
+__all__ = (
     "RUN_PROMISES",
     "STEP_PROMISES",
     "Passage",
@@ -25,7 +25,7 @@ __all__ = [
     "l1_converged",
     "l2_taken_back",
     "mirror_of",
-]
+)
 
 
 def check_step(before: State, event: Event, step: Step) -> list[str]:

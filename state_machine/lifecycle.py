@@ -54,15 +54,15 @@ P, A, D, S, C, F, R = (
 
 # fmt: off
 LIFECYCLE: Final[Mapping[Phase, Mapping[type[Fact], Phase]]] = MappingProxyType({
-    P: {DispatchAck: A, DispatchReject: P, TargetRefused: P},
-    A: {ActivationStarted: A, ActivationCompleted: S, ActivationDeferred: D, ActivationFailed: F,
-        RollbackRequested: F, TargetRefused: A},
-    D: {ActivationCompleted: S, ActivationFailed: F, RollbackRequested: F, DriftObserved: D},
-    S: {ProbeTopologyDeclared: S, ProbeObservedFirst: S, ProbeResult: S, ProbeFailureFirst: S,
-        Converged: C, Failed: F, RollbackRequested: F, DriftObserved: S},
-    C: {RollbackRequested: F, DriftObserved: C},
-    F: {RollbackComplete: R, RollbackFailed: F, DriftObserved: F},
-    R: {DriftObserved: R},
+    P: MappingProxyType({DispatchAck: A, DispatchReject: P, TargetRefused: P}),
+    A: MappingProxyType({ActivationStarted: A, ActivationCompleted: S, ActivationDeferred: D, ActivationFailed: F,
+                         RollbackRequested: F, TargetRefused: A}),
+    D: MappingProxyType({ActivationCompleted: S, ActivationFailed: F, RollbackRequested: F, DriftObserved: D}),
+    S: MappingProxyType({ProbeTopologyDeclared: S, ProbeObservedFirst: S, ProbeResult: S, ProbeFailureFirst: S,
+                         Converged: C, Failed: F, RollbackRequested: F, DriftObserved: S}),
+    C: MappingProxyType({RollbackRequested: F, DriftObserved: C}),
+    F: MappingProxyType({RollbackComplete: R, RollbackFailed: F, DriftObserved: F}),
+    R: MappingProxyType({DriftObserved: R}),
 })
 # fmt: on
 
@@ -160,8 +160,8 @@ def _broken_invariant(record: HostRollout, fact: Fact) -> str | None:
     match fact:
         case Converged():
             return convergence_blocker(record, fact.current_closure, fact.converged_at)
-        case RollbackComplete(reverted_to_closure=closure) if closure == record.target_closure:
-            return "a rollback cannot end on the failing target"
+        case RollbackComplete(reverted_to_closure=closure) if closure in ("", record.target_closure):
+            return "a rollback ends on an earlier system, never on nothing or on the failing target"
         case ActivationCompleted(observed_current_closure=closure) if closure != record.target_closure:
             return f"{closure or 'nothing'} runs, not the target"
         case _:
@@ -245,7 +245,8 @@ def _after_result(record: HostRollout, fact: ProbeResult) -> ProbeRecord:
 
 
 def _probe(record: HostRollout, name: str, mode: ProbeMode) -> ProbeRecord:
-    return attrs.evolve(record.probes.get(name, ProbeRecord(mode=mode)), mode=mode)
+    """The probe so far. Its declared mode stands: a later fact cannot turn an enforced probe into an observed one."""
+    return record.probes.get(name, ProbeRecord(mode=mode))
 
 
 def _with_probe(record: HostRollout, name: str, probe: ProbeRecord) -> HostRollout:

@@ -6,7 +6,10 @@ something new, and a failure is kept in the local database.
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+pytest.register_assert_rewrite("tests.unit.step_story", "tests.property.agent_world")
 
 _COMMON = settings(
     deadline=None,

@@ -51,6 +51,13 @@ def read_boot_session(commands: Sequence[Sequence[str]]) -> str:
     return ""
 
 
+def _identity() -> dict[str, str]:
+    """Whose activation it is: unlike NixOS's, these scripts go by their environment."""
+    return {"HOME": "/var/root"} | {
+        name: os.environ[name] for name in ("HOME", "USER", "LOGNAME") if name in os.environ
+    }
+
+
 @attrs.frozen(kw_only=True)
 class DarwinCommands:
     """`switcher.SystemCommands` of a nix-darwin system."""
@@ -123,7 +130,7 @@ class DarwinPlatform:
             runner=self.runner,
             system=DarwinCommands(paths=self.paths),
             observe=self.observe,
-            environment=switch_environment(self.paths, self.environment),
+            environment=switch_environment(self.paths, {**_identity(), **self.environment}),
         )
         return await switcher.switch(op, closure, started=started, timeout_s=timeout_s, lock_wait_s=lock_wait_s)
 

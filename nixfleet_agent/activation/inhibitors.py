@@ -1,7 +1,8 @@
 """Components that a running host cannot swap: when they differ, the new system waits for a reboot.
 
 Compared are the files that the links lead to, so a rebuilt but identical component does not count. A component that
-one of the systems lacks is no difference: containers have no kernel, and minimal systems no D-Bus.
+one of the systems lacks is no difference: containers have no kernel, and minimal systems no D-Bus. (In a chroot store
+links lead out of the root, so there a component behind two links is seen as lacking; no host boots from one.)
 """
 
 import os

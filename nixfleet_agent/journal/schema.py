@@ -81,15 +81,20 @@ def open_read_only(path: Path) -> sqlite3.Connection:
         return _connect(path, "mode=ro")
     except sqlite3.Error as error:
         found = read_error(path, error)
-        if isinstance(found, CorruptJournalError):
+        if isinstance(found, CorruptJournalError) or _size(wal_path(path)) > 0:
             raise found from error
-    # Where nothing can be written SQLite cannot index the log beside the file; but then nobody writes the file either.
+    # In a directory that cannot be written SQLite makes no index, but then nobody writes the file either. Only a log
+    # with something in it must not be passed over: without it the file may look damaged.
     return _open_immutable(path)
 
 
 def _open_without_trace(path: Path) -> sqlite3.Connection:
     # Without a log nobody has the file open, and then SQLite need not make one to look inside.
     return open_read_only(path) if wal_path(path).exists() else _open_immutable(path)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _open_immutable(path: Path) -> sqlite3.Connection:

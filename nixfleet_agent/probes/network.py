@@ -16,7 +16,8 @@ from nixfleet_agent.probes.reading import PASSED, Outcome, cause_of, failed
 
 BODY_BYTES: Final = 64 * 1024
 
-_NO_REUSE: Final = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+# No probe waits for another's connection, and none uses one that another left open.
+_LIMITS: Final = httpx.Limits(max_connections=None)
 _HEADERS: Final = {"Accept": "*/*", "Connection": "close", "User-Agent": "nixfleet-agent"}
 
 
@@ -57,11 +58,11 @@ class HttpProber:
         if url.scheme == "https":
             if self._tls is None:
                 roots = ssl.create_default_context()
-                self._tls = httpx.AsyncHTTPTransport(verify=roots, trust_env=False, limits=_NO_REUSE)
+                self._tls = httpx.AsyncHTTPTransport(verify=roots, trust_env=False, limits=_LIMITS)
             return self._tls
         if self._plain is None:
             # verify=False only spares loading roots: this transport is never asked for https.
-            self._plain = httpx.AsyncHTTPTransport(verify=False, trust_env=False, limits=_NO_REUSE)
+            self._plain = httpx.AsyncHTTPTransport(verify=False, trust_env=False, limits=_LIMITS)
         return self._plain
 
 

@@ -55,7 +55,7 @@ class BusError(Exception):
     cause: str
 
     def __str__(self) -> str:
-        return f"systemd cannot be asked over {self.address}: {self.cause}"
+        return f"nothing learned from systemd over {self.address}: {self.cause}"
 
 
 class SystemBus:
@@ -129,7 +129,7 @@ async def run_failed_units(probe: FailedUnitsProbe, bus: SystemBus) -> Outcome:
         return failed(str(error))
     if len(names) <= probe.max:
         return PASSED
-    return failed(f"{len(names)} failed units, at most {probe.max} allowed: {', '.join(names)}")
+    return failed(f"failed units ({len(names)}, at most {probe.max} allowed): {', '.join(names)}")
 
 
 async def systemd_failed_units(bus: SystemBus) -> tuple[str, ...]:

@@ -51,15 +51,12 @@ class ProbeSet:
         """Replace the declared probes, from the next restart on."""
         self._declared = declared
 
-    def restart(
-        self, activated: Moment, extra: tuple[Probe, ...] = (), *, declared: tuple[Probe, ...] | None = None
-    ) -> None:
+    def restart(self, activated: Moment, extra: tuple[Probe, ...] = ()) -> None:
         """Begin anew, every probe at once: the system was activated at that moment.
 
-        `extra` joins the declared probes until the next restart; `declared` replaces those for good. Runs under way
-        are cancelled and their readings lost. Probes declared `run_once` run once more.
+        `extra` joins the declared probes until the next restart. Runs under way are cancelled and their readings lost.
+        Probes declared `run_once` run once more.
         """
-        self._declared = self._declared if declared is None else declared
         self._probes = self._declared + extra
         self._context = attrs.evolve(self._context, activated=activated)
         self._current.cancel()

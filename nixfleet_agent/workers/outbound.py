@@ -9,7 +9,7 @@ import trio
 
 from evidence.canonical import canonicalize, parse
 from evidence.errors import EvidenceError
-from nixfleet_agent.desk import Desk, refused
+from nixfleet_agent.desk import Desk, NotJsonAnswerError, refused
 from nixfleet_agent.transport import Answer
 from state_machine.actions import DeliverFacts
 from state_machine.events import FactRefused, FactsDelivered, ReplayRequested
@@ -72,36 +72,45 @@ class OutboundWorker:
             TransportError, AnswerError: it stopped in the middle; what was taken has been reported.
         """
         async with self._turn:
-            limit = order.through_seq - order.from_seq + 1
-            stored = await self._facts.facts_from(order.rollout_id, order.from_seq, limit)
-            through = order.from_seq - 1
-            try:
-                for item in stored:
-                    await self._send(order.rollout_id, item)
-                    through = item.fact.seq
-                    if (through - order.from_seq) % REPORT_EVERY == REPORT_EVERY - 1:
-                        await self._report(order.rollout_id, through)
-            except _GapError as gap:
-                await self._desk.tell(
-                    ReplayRequested(at=self._desk.clock(), rollout_id=order.rollout_id, from_seq=gap.want_seq)
-                )
-                return False
-            finally:
+            want_seq = await self._send_all(order)
+        if want_seq is None:
+            return True
+        # After the report of what was taken, which would otherwise move delivery forward again.
+        await self._desk.tell(ReplayRequested(at=self._desk.clock(), rollout_id=order.rollout_id, from_seq=want_seq))
+        return False
+
+    async def _send_all(self, order: DeliverFacts) -> int | None:
+        """Send until the end or the first gap; the number that the control plane wants, if it wants to go back."""
+        limit = order.through_seq - order.from_seq + 1
+        stored = await self._facts.facts_from(order.rollout_id, order.from_seq, limit)
+        reported = through = order.from_seq - 1
+        try:
+            for item in stored:
+                await self._send(order.rollout_id, item)
+                through = item.fact.seq
+                if through - reported >= REPORT_EVERY:
+                    reported = await self._report(order.rollout_id, through)
+        except _GapError as gap:
+            return gap.want_seq
+        finally:
+            if through > reported:
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
                     await self._report(order.rollout_id, through)
-            return True
+        return None
 
-    async def _report(self, rollout_id: RolloutId, through_seq: int) -> None:
-        if through_seq > 0:
-            await self._desk.tell(FactsDelivered(at=self._desk.clock(), rollout_id=rollout_id, through_seq=through_seq))
+    async def _report(self, rollout_id: RolloutId, through_seq: int) -> int:
+        await self._desk.tell(FactsDelivered(at=self._desk.clock(), rollout_id=rollout_id, through_seq=through_seq))
+        return through_seq
 
     async def _send(self, rollout_id: RolloutId, stored: StoredFact) -> None:
         """Send one fact. Refused for good is an outcome too, and told; the next one may be sent."""
         answer = await self._desk.uplink.ask(
             "POST", EVENTS, json=encode(self._envelope(rollout_id, stored)), timeout_s=TIMEOUT_S
         )
-        if answer.ok:
+        if answer.status == 204 or (answer.ok and not answer.body.strip()):
             return
+        if answer.ok:
+            raise NotJsonAnswerError(path=EVENTS, problem="a fact is acknowledged by 204, and this was something else")
         body = _error_body(answer)
         if answer.status == 409 and body.want_seq is not None:
             raise _GapError(want_seq=body.want_seq)

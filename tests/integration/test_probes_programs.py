@@ -90,10 +90,10 @@ async def test_output_that_is_no_text_is_still_a_reason() -> None:
 
 
 async def test_a_hung_program_is_killed_at_its_deadline_with_what_it_said() -> None:
-    reading = await shell("echo waiting for the disk >&2; sleep 600", timeout_s=0.2)
+    reading = await shell("echo waiting for the disk >&2; sleep 600", timeout_s=1)
     assert (reading.status, reading.reason) == (
         ProbeStatus.FAIL,
-        "killed: it did not end within 0.2 s\nwaiting for the disk",
+        "killed: it did not end within 1 s\nwaiting for the disk",
     )
 
 
@@ -108,7 +108,7 @@ async def test_a_hung_program_is_killed_at_its_deadline_with_what_it_said() -> N
 )
 async def test_the_whole_process_group_is_killed_at_the_deadline(tmp_path: Path, command: str) -> None:
     pids = tmp_path / "pids"
-    reading = await shell(command.format(pids=pids), timeout_s=0.3)
+    reading = await shell(command.format(pids=pids), timeout_s=1)
     assert reading.status is ProbeStatus.FAIL
     started = [int(line) for line in pids.read_text().split()]
     assert started

@@ -6,7 +6,7 @@ from typing import Final
 
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from evidence.chain import Anchor
 from nixfleet_agent.journal.reader import verify
@@ -26,8 +26,8 @@ FAR: Final = WallMs(2**52)
 class AnyJournal(RuleBasedStateMachine):
     """A journal beside a plain list of what should be in it."""
 
-    @initialize()
-    def begin(self) -> None:
+    def __init__(self) -> None:
+        super().__init__()
         self.place = tempfile.TemporaryDirectory()
         self.path = Path(self.place.name) / "journal.sqlite"
         self.journal: Journal = open_journal(self.path)
@@ -44,20 +44,20 @@ class AnyJournal(RuleBasedStateMachine):
         data=st.data(),
     )
     def append(self, items: list[tuple[Event, list[tuple[RolloutId, type]]]], data: st.DataObject) -> None:
+        # Drawing may end an example, so the list is changed only when everything is drawn.
+        facts = {rollout: list(known) for rollout, known in self.facts.items()}
         batch = []
         for event, wanted in items:
-            facts = []
+            produced = []
             for rollout, kind in wanted:
-                drawn = data.draw(values_of(kind))
-                numbered = decode_fact(
-                    {**encode_fact(drawn), "kind": kind.__name__, "seq": len(self.facts[rollout]) + 1}
-                )
-                facts.append(RolloutFact(rollout_id=rollout, fact=numbered))
-                self.facts[rollout].append(facts[-1])
-            batch.append((event, tuple(facts)))
-            self.events.append(event)
+                document = encode_fact(data.draw(values_of(kind))) | {"seq": len(facts[rollout]) + 1}
+                produced.append(RolloutFact(rollout_id=rollout, fact=decode_fact(document)))
+                facts[rollout].append(produced[-1])
+            batch.append((event, tuple(produced)))
         entries = self.journal.append(batch)
         self.seen += [entry.anchor for entry in entries]
+        self.events += [event for event, _ in batch]
+        self.facts = facts
 
     @rule()
     def save_checkpoint(self) -> None:
@@ -89,11 +89,10 @@ class AnyJournal(RuleBasedStateMachine):
         assert self.journal.entries_since_checkpoint == len(self.events) - self.checkpoint
 
     def teardown(self) -> None:
-        if hasattr(self, "journal"):
+        with self.place:
             self.journal.close()
             report = verify(self.path, KEY.public, witnesses=self.seen)
             assert (report.ok, report.good) == (True, len(self.events))
-            self.place.cleanup()
 
 
 TestAnyJournal = AnyJournal.TestCase

@@ -14,7 +14,7 @@ from cryptography.x509.oid import NameOID
 
 from control_plane.__main__ import run
 from control_plane.artifact_source import DirectorySource, SourceError
-from control_plane.config import Configuration
+from control_plane.config import Configuration, loopback_port
 from control_plane.errors import BadRequestError, ConfigurationError, UnreadableFileError
 from control_plane.identity import CanonicalNames
 from control_plane.issuance import BACK_DATING_MS, Issuer, load_issuer, parse_request
@@ -201,6 +201,12 @@ def test_settings_that_cannot_work_name_the_flag_to_change(
     good.check()
     with pytest.raises(ConfigurationError, match=names):
         attrs.evolve(good, **change).check()  # type: ignore[arg-type]
+
+
+def test_a_port_alone_is_one_of_the_loopback_interface() -> None:
+    assert loopback_port("9100") == "127.0.0.1:9100"
+    assert loopback_port("0.0.0.0:9100") == "0.0.0.0:9100"
+    assert loopback_port(None) is None
 
 
 def test_a_wrong_start_is_one_line_and_status_2(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:

@@ -39,7 +39,7 @@ from state_machine.facts import (
     RollbackComplete,
     RollbackRequested,
 )
-from state_machine.values import HostName, Reason, RolloutId, WallMs
+from state_machine.values import Channel, HostName, Reason, RolloutId, WallMs
 from tests.unit.control_plane_worlds import AT, HOSTS, OLD, STABLE, accepted, opened, target
 
 ROLLOUTS: Final = (RolloutId("stable@01"), RolloutId("stable@02"), RolloutId("edge@01"))
@@ -74,7 +74,7 @@ def openings(draw: st.DrawFn) -> RolloutOpened:
     rollout = draw(rollouts)
     opening = opened(*draw(st.sets(hosts, min_size=1)), rollout=rollout)
     same_as = draw(st.none() | rollouts)
-    return attrs.evolve(opening, channel=rollout.partition("@")[0], same_as=same_as)
+    return attrs.evolve(opening, channel=Channel(rollout.partition("@")[0]), same_as=same_as)
 
 
 entries: st.SearchStrategy[Entry] = st.one_of(

@@ -177,6 +177,19 @@ def test_a_read_only_directory_says_so_and_can_still_be_read(tmp_path: Path) -> 
     open_journal(path).close()
 
 
+def test_after_a_sudden_death_even_a_read_only_directory_shows_the_last_entry(tmp_path: Path) -> None:
+    place = tmp_path / "state"
+    place.mkdir()
+    path = place / "journal.sqlite"
+    closed(path, 2)
+    die_after(path, 3)
+    with read_only(place), JournalReader(path) as reader:
+        assert [record.n for record in reader.records()] == [1, 2, 3, 4, 5]
+    (place / "journal.sqlite-shm").unlink()
+    with read_only(place), pytest.raises(UnreadableJournalError):
+        JournalReader(path)
+
+
 # Damage
 
 

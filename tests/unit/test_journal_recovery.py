@@ -1,5 +1,6 @@
 """Starting again: from a checkpoint, without one, with a bad one, and after the file was cut."""
 
+import contextlib
 import hashlib
 import json
 import sqlite3
@@ -170,6 +171,7 @@ def test_only_a_few_checkpoints_are_kept_and_the_oldest_among_them(path: Path) -
     [
         ("UPDATE entries SET body = CAST(replace(body, 'Tick', 'Tock') AS BLOB) WHERE n = 15", "entry 15 is not what"),
         ("DELETE FROM entries WHERE n = 15", "entry 16 does not follow entry 14"),
+        ("UPDATE entries SET n = n + 100 WHERE n > 15", "entry 116 does not follow entry 15"),
     ],
 )
 def test_a_damaged_entry_is_found_when_it_is_folded(path: Path, harm: str, problem: str) -> None:
@@ -181,6 +183,64 @@ def test_a_damaged_entry_is_found_when_it_is_folded(path: Path, harm: str, probl
     with pytest.raises(CorruptJournalError, match=problem):
         list(journal.restore().tail)
     journal.close()
+
+
+@pytest.mark.parametrize("harm", ["idx = 'first'", "idx = 7", "n = 3", "n = NULL", "seq = 9"])
+def test_a_damaged_index_of_facts_never_yields_another_fact(path: Path, harm: str) -> None:
+    journal = open_journal(path)
+    journal.append([probe(fact(1)), probe(fact(2)), tick()])
+    journal.close()
+    db = sqlite3.connect(path)
+    with contextlib.suppress(sqlite3.IntegrityError):  # what the schema itself refuses need not be found
+        db.execute(f"UPDATE facts SET {harm} WHERE seq = 2")
+        db.commit()
+    db.close()
+    journal = open_journal(path)
+    try:
+        handed_out = [(item.fact.seq, item.n) for item in journal.facts_from(ROLLOUT, 2, 9)]
+    except CorruptJournalError as error:
+        handed_out = []
+        assert_names_the_fact(error)
+    journal.close()
+    assert handed_out in ([], [(2, 2)])
+
+
+def assert_names_the_fact(error: CorruptJournalError) -> None:
+    assert "is not where it should be, in entry" in str(error)
+
+
+def test_an_entry_that_was_swapped_for_a_whole_one_is_found_by_the_next(path: Path) -> None:
+    journal = open_journal(path)
+    journal.append([tick()] * 20)
+    journal.close()
+    body = b'{"event":{"at":{"mono_ms":0,"wall_ms":0},"kind":"Tick"},"facts":[],"n":15}'
+    prev = journal_row(path, 14)
+    body = canonicalize({**json.loads(body), "prev": prev.hex()})
+    tamper(path, "UPDATE entries SET body = ?, hash = ? WHERE n = 15", body, hashlib.sha256(body).digest())
+    journal = open_journal(path)
+    with pytest.raises(CorruptJournalError, match="entry 16 does not follow entry 15"):
+        list(journal.restore().tail)
+    journal.close()
+
+
+def journal_row(path: Path, n: int) -> bytes:
+    db = sqlite3.connect(path)
+    [digest] = db.execute("SELECT hash FROM entries WHERE n = ?", (n,)).fetchone()
+    db.close()
+    assert isinstance(digest, bytes)
+    return digest
+
+
+def test_a_checkpoint_of_a_history_that_was_cut_off_is_not_built_on(path: Path) -> None:
+    with_checkpoints(path, 1, 2).close()
+    tamper(path, "DELETE FROM entries WHERE n > 15")
+    journal = open_journal(path)
+    journal.append([tick(5)] * 10)
+    assert number_of(journal.restore())[:2] == (1, 10)
+    journal.close()
+    report = verify(path, KEY.public)
+    assert report.fault is not None
+    assert report.fault.fault is Fault.REWRITTEN
 
 
 def test_an_entry_of_a_newer_agent_is_no_damage(path: Path) -> None:
@@ -236,6 +296,18 @@ def test_prev_of_the_first_fact_after_a_cut_is_what_it_was_before(path: Path) ->
     after = {item.fact.seq: item.prev for item in journal.facts_from(ROLLOUT, 1, 100)}
     assert min(after) == 21
     assert after == {seq: prev for seq, prev in before.items() if seq >= 21}
+    journal.close()
+
+
+def test_prev_survives_a_second_cut_that_takes_no_facts(path: Path) -> None:
+    journal = open_journal(path)
+    journal.append([probe(fact(1)), *[tick(number) for number in range(2500)], probe(fact(2))])
+    journal.save_checkpoint(state_of(1))
+    before = journal.facts_from(ROLLOUT, 2, 1)
+    assert journal.prune(now=WallMs(AT + 90 * DAY_MS + 500_000), delivered=everything) == 501
+    assert journal.prune(now=WallMs(AT + 90 * DAY_MS + 900_000), delivered=everything) == 400
+    assert journal.facts_from(ROLLOUT, 2, 1) == before
+    assert before[0].prev is not None
     journal.close()
 
 

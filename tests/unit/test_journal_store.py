@@ -112,6 +112,23 @@ def test_a_fact_is_never_handed_out_before_its_commit(path: Path) -> None:
     journal.close()
 
 
+def test_appending_and_handing_out_do_not_get_in_each_others_way(path: Path) -> None:
+    journal = open_journal(path)
+
+    def append() -> None:
+        for seq in range(1, 301):
+            journal.append([probe(fact(seq)), tick()])
+
+    thread = threading.Thread(target=append)
+    thread.start()
+    while thread.is_alive():
+        handed_out = journal.facts_from(ROLLOUT, 1, 500)
+        assert [item.fact.seq for item in handed_out] == list(range(1, len(handed_out) + 1))
+    thread.join()
+    assert len(journal.facts_from(ROLLOUT, 1, 500)) == 300
+    journal.close()
+
+
 def open_journal_for_sql(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(path, isolation_level=None)
 

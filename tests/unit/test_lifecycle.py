@@ -285,7 +285,7 @@ class TestConvergence:
 class TestRollback:
     def test_it_cannot_end_on_the_failing_target(self) -> None:
         on_target = attrs.evolve(BACK, reverted_to_closure=NEW)
-        assert refusal(record_in(Phase.FAILED), on_target) == "a rollback cannot end on the failing target"
+        assert refusal(record_in(Phase.FAILED), on_target) == "a rollback ends on an earlier system, never on nothing or on the failing target"
 
     def test_it_is_recorded_with_what_runs_now(self) -> None:
         record = record_in(Phase.REVERTED)
@@ -361,3 +361,37 @@ class TestPage:
     def test_a_page_without_both_markers_is_an_error_that_names_them(self, page: str) -> None:
         with pytest.raises(ValueError, match="begin -->' and, after it"):
             diagram.embedded(page)
+
+
+class TestProbeModes:
+    def test_a_later_fact_cannot_turn_an_enforced_probe_into_an_observed_one(self) -> None:
+        spec = ProbeSpec(name="web", kind="http", mode=ProbeMode.ENFORCE)
+        record = _soaking_with(spec)
+        disarmed = fold(
+            record,
+            ProbeResult(
+                seq=record.last_seq + 1,
+                probe_name="web",
+                mode=ProbeMode.OBSERVE,
+                status=ProbeStatus.FAIL,
+                observed_at=WallMs(0),
+            ),
+        )
+        assert isinstance(disarmed, HostRollout)
+        assert disarmed.probes["web"].mode is ProbeMode.ENFORCE
+
+    def test_a_rollback_cannot_end_on_nothing(self) -> None:
+        failed = HostRollout(
+            rollout_id=RolloutId("stable@ab"), hostname=HostName("n"), target_closure=Closure("t"), phase=Phase.FAILED
+        )
+        fact = RollbackComplete(seq=1, reverted_to_closure=Closure(""), exit_code=0, completed_at=WallMs(0))
+        assert isinstance(fold(failed, fact), Illegal)
+
+
+def _soaking_with(spec: ProbeSpec) -> HostRollout:
+    record = HostRollout(
+        rollout_id=RolloutId("stable@ab"), hostname=HostName("n"), target_closure=Closure("t"), phase=Phase.SOAKING
+    )
+    declared = fold(record, ProbeTopologyDeclared(seq=1, probes=(spec,), declared_at=WallMs(0)))
+    assert isinstance(declared, HostRollout)
+    return declared

@@ -13,6 +13,7 @@ from evidence.trust import TrustRoots, load_trust
 from nixfleet.__main__ import run
 from nixfleet.audit.export import open_export
 from nixfleet.audit.proof import HostProof, prove
+from nixfleet.release.publish import refresh_release
 from state_machine.events import IntentVerified
 from state_machine.facts import (
     ActivationCompleted,
@@ -308,6 +309,17 @@ def test_a_manifest_that_is_not_in_the_export_proves_nothing(tmp_path: Path, tru
     (directory / "artifacts" / f"{digest}.json").unlink()
     proof = prove(open_export(directory), host_key=None, trusts=[load_trust(trust)])
     assert broken(proof) == f"entry 2: the manifest {digest[:12]} that it refers to is not in the export"
+
+
+def test_another_genuine_manifest_in_its_place_proves_nothing(tmp_path: Path, trust: Path) -> None:
+    directory = story(tmp_path / "node1").export()
+    digest = intent_for(tmp_path / "releases", "node1").manifest_digest
+    refresh_release(CI_KEY, tmp_path / "releases", later(1))
+    path = tmp_path / "releases" / "rollouts" / f"stable@{COMMIT}.json"
+    (directory / "artifacts" / f"{digest}.json").write_bytes(path.read_bytes())
+    (directory / "artifacts" / f"{digest}.json.sig").write_bytes(path.with_name(f"{path.name}.sig").read_bytes())
+    proof = prove(open_export(directory), host_key=None, trusts=[load_trust(trust)])
+    assert broken(proof).startswith(f"entry 2: the manifest filed as {digest[:12]} is ")
 
 
 def test_a_forged_manifest_proves_nothing(tmp_path: Path, trust: Path) -> None:

@@ -64,10 +64,12 @@ def test_every_file_is_there_and_secrets_are_private(tmp_path: Path) -> None:
     assert stat.S_IMODE(keys.directory.stat().st_mode) == 0o700
 
 
-def test_the_mode_of_a_secret_does_not_depend_on_the_umask(tmp_path: Path) -> None:
-    code = "import os,sys; os.umask(0); from nixfleet.__main__ import run; sys.exit(run(sys.argv[1:]))"
+@pytest.mark.parametrize("umask", ["0o000", "0o077"])
+def test_modes_do_not_depend_on_the_umask(tmp_path: Path, umask: str) -> None:
+    code = f"import os,sys; os.umask({umask}); from nixfleet.__main__ import run; sys.exit(run(sys.argv[1:]))"
     subprocess.run([sys.executable, "-c", code, "keygen", "--out", str(tmp_path / "keys")], check=True)
-    assert stat.S_IMODE((tmp_path / "keys" / keyset.CA_KEY).stat().st_mode) == 0o600
+    modes = [stat.S_IMODE((tmp_path / "keys" / name).stat().st_mode) for name in (keyset.CA_KEY, keyset.CA)]
+    assert modes == [0o600, 0o644]
 
 
 def test_nothing_is_ever_overwritten(tmp_path: Path) -> None:
@@ -181,6 +183,12 @@ def test_a_file_that_holds_no_key_says_so(tmp_path: Path) -> None:
     (tmp_path / "key").write_bytes(b"hello")
     with pytest.raises(SigningKeyError, match=r"is not a private key file; `nixfleet keygen` makes the kind"):
         load_signer(tmp_path / "key", "CI key")
+
+
+def test_ecdsa_signatures_have_the_low_s_that_other_tools_insist_on() -> None:
+    half_of_the_order = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551 // 2
+    signatures = [P256_KEY.sign(bytes([number])) for number in range(32)]
+    assert all(int.from_bytes(signature[32:], "big") <= half_of_the_order for signature in signatures)
 
 
 def test_a_signer_keeps_its_secret_out_of_its_text() -> None:

@@ -264,6 +264,8 @@ def test_a_kill_between_two_renames_leaves_no_fleet_without_its_manifests(tmp_pa
     assert process.returncode == (-signal.SIGKILL if moves < 6 else 0)
     # Five files are in place before the fleet itself: its signature is the fifth, and alone it verifies nothing.
     assert seen(out) == {5: None, 6: "abcd"}.get(moves, COMMIT)
+    for path in (out / "rollouts").glob("*.json"):
+        assert verify_manifest(*pair(out, f"rollouts/{path.name}"), slot(CI_KEY), NOW, rollout=RolloutId(path.stem))
     with locked(out):
         assert finish_interrupted(out) is (moves < 6)
     assert seen(out) == "abcd"

@@ -26,6 +26,7 @@ from nixfleet_agent.probes.kinds import (
     TcpProbe,
     spec,
 )
+from state_machine.state import GATE_PROBE
 from state_machine.values import ProbeMode, ProbeSpec
 
 EVIDENCE = "/var/lib/nixfleet-compliance/evidence.json"
@@ -377,9 +378,7 @@ def test_a_spec_has_the_name_kind_and_mode_that_decisions_need() -> None:
     assert spec(TcpProbe(name="db", port=1, mode=ProbeMode.OBSERVE)) == ProbeSpec(
         name="db", kind="tcp", mode=ProbeMode.OBSERVE
     )
-    assert spec(FailedUnitsProbe(max=2)) == ProbeSpec(
-        name="systemd-failed-units", kind="systemd-failed-units", mode=ProbeMode.ENFORCE
-    )
+    assert spec(FailedUnitsProbe(max=2)) == GATE_PROBE
 
 
 JSON = st.recursive(

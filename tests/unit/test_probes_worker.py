@@ -10,9 +10,10 @@ from contextlib import asynccontextmanager
 import attrs
 import pytest
 import trio
-import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
+from trio.testing import MockClock as Clock
+from trio.testing import wait_all_tasks_blocked
 
 from nixfleet_agent.probes.kinds import FailedUnitsProbe, Probe, TcpProbe
 from nixfleet_agent.probes.reading import REASON_BYTES, TRUNCATED, ProbeReading, cut
@@ -27,9 +28,9 @@ BOOT = Moment(wall_ms=WallMs(0), mono_ms=0)
 
 
 @pytest.fixture
-def clock() -> trio.testing.MockClock:
-    """Found by the test plugin: the whole test runs under it."""
-    return trio.testing.MockClock(autojump_threshold=0)
+def clock() -> Clock:
+    """The test plugin runs a test under the clock among its arguments."""
+    return Clock(autojump_threshold=0)
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ async def running(*probes: Probe, log: Log, jitter: float = 0.0, restart: bool =
         nursery.cancel_scope.cancel()
 
 
-async def test_each_probe_runs_at_once_and_then_at_its_own_interval(port: int) -> None:
+async def test_each_probe_runs_at_once_and_then_at_its_own_interval(clock: Clock, port: int) -> None:
     log = Log()
     async with running(
         TcpProbe(name="a", port=port, interval_s=30), TcpProbe(name="b", port=port, interval_s=7), log=log
@@ -85,7 +86,7 @@ async def test_each_probe_runs_at_once_and_then_at_its_own_interval(port: int) -
     assert {reading.status for reading in log.readings} == {ProbeStatus.PASS}
 
 
-async def test_only_runs_after_the_first_are_jittered(port: int) -> None:
+async def test_only_runs_after_the_first_are_jittered(clock: Clock, port: int) -> None:
     log = Log()
     async with running(TcpProbe(name="a", port=port, interval_s=100), log=log, jitter=0.5):
         await trio.sleep(299)
@@ -93,14 +94,18 @@ async def test_only_runs_after_the_first_are_jittered(port: int) -> None:
     assert log.times("a") == [0, 100 - lead, 200 - lead, 300 - lead]
 
 
-async def test_missed_ticks_are_skipped_and_the_rhythm_is_kept(port: int) -> None:
-    log = Log(slow=lambda: trio.sleep(12))
+async def twelve_seconds() -> None:
+    await trio.sleep(12)
+
+
+async def test_missed_ticks_are_skipped_and_the_rhythm_is_kept(clock: Clock, port: int) -> None:
+    log = Log(slow=twelve_seconds)
     async with running(TcpProbe(name="a", port=port, interval_s=5), log=log):
         await trio.sleep(50)
     assert log.times("a") == [0, 15, 30, 45]
 
 
-async def test_nothing_runs_before_the_first_restart(port: int) -> None:
+async def test_nothing_runs_before_the_first_restart(clock: Clock, port: int) -> None:
     log = Log()
     async with running(TcpProbe(name="a", port=port), log=log, restart=False) as probe_set:
         await trio.sleep(100)
@@ -110,7 +115,7 @@ async def test_nothing_runs_before_the_first_restart(port: int) -> None:
     assert log.seen == [(100, "a")]
 
 
-async def test_a_restart_runs_everything_anew_at_once(port: int) -> None:
+async def test_a_restart_runs_everything_anew_at_once(clock: Clock, port: int) -> None:
     log = Log()
     async with running(TcpProbe(name="a", port=port, interval_s=30), log=log) as probe_set:
         await trio.sleep(40)
@@ -119,7 +124,7 @@ async def test_a_restart_runs_everything_anew_at_once(port: int) -> None:
     assert log.times("a") == [0, 30, 40, 70]
 
 
-async def test_a_probe_that_runs_once_does_so_once_for_each_restart(port: int) -> None:
+async def test_a_probe_that_runs_once_does_so_once_for_each_restart(clock: Clock, port: int) -> None:
     log = Log()
     async with running(TcpProbe(name="a", port=port, interval_s=5, run_once=True), log=log) as probe_set:
         await trio.sleep(100)
@@ -128,7 +133,7 @@ async def test_a_probe_that_runs_once_does_so_once_for_each_restart(port: int) -
     assert log.times("a") == [0, 100]
 
 
-async def test_a_disabled_probe_is_declared_and_never_run(port: int) -> None:
+async def test_a_disabled_probe_is_declared_and_never_run(clock: Clock, port: int) -> None:
     log = Log()
     off = TcpProbe(name="off", port=port, mode=ProbeMode.DISABLED)
     async with running(off, TcpProbe(name="seen", port=port, mode=ProbeMode.OBSERVE), log=log) as probe_set:
@@ -137,22 +142,24 @@ async def test_a_disabled_probe_is_declared_and_never_run(port: int) -> None:
     assert log.seen == [(0, "seen")]
 
 
-async def test_extra_probes_last_until_the_next_restart_and_new_declarations_for_good(port: int) -> None:
+async def test_extra_probes_last_until_the_next_restart_and_new_declarations_for_good(clock: Clock, port: int) -> None:
     log = Log()
     async with running(TcpProbe(name="a", port=port), log=log) as probe_set:
         await trio.sleep(1)
         probe_set.restart(BOOT, (FailedUnitsProbe(max=0),))
         await trio.sleep(1)
         assert [probe.name for probe in probe_set.probes] == ["a", "systemd-failed-units"]
-        probe_set.restart(BOOT, declared=(TcpProbe(name="b", port=port),))
+        probe_set.declare((TcpProbe(name="b", port=port),))
+        assert [probe.name for probe in probe_set.probes] == ["a", "systemd-failed-units"]
+        probe_set.restart(BOOT)
         await trio.sleep(1)
         probe_set.restart(BOOT)
         assert [probe.name for probe in probe_set.probes] == ["b"]
         await trio.sleep(1)
-    assert log.seen == [(0, "a"), (1, "a"), (1, "systemd-failed-units"), (2, "b"), (3, "b")]
+    assert sorted(log.seen) == [(0, "a"), (1, "a"), (1, "systemd-failed-units"), (2, "b"), (3, "b")]
 
 
-async def test_no_reading_that_began_before_a_restart_is_sent_after_it(port: int) -> None:
+async def test_no_reading_that_began_before_a_restart_is_sent_after_it(clock: Clock, port: int) -> None:
     log = Log()
     restarts_ms: list[int] = []
     probe = TcpProbe(name="a", port=port, interval_s=5)
@@ -165,11 +172,11 @@ async def test_no_reading_that_began_before_a_restart_is_sent_after_it(port: int
             restarts_ms.append(log.now().mono_ms)
             already = len(log.readings)
             probe_set.restart(log.now())
-            await trio.testing.wait_all_tasks_blocked()
+            await wait_all_tasks_blocked()
             assert all(reading.began_mono_ms >= restarts_ms[-1] for reading in log.readings[already:])
 
 
-async def test_a_restart_while_the_reader_is_stuck_does_not_wait_for_it(port: int) -> None:
+async def test_a_restart_while_the_reader_is_stuck_does_not_wait_for_it(clock: Clock, port: int) -> None:
     log = Log(slow=trio.sleep_forever)
     async with running(TcpProbe(name="a", port=port), TcpProbe(name="b", port=port), log=log) as probe_set:
         await trio.sleep(1)
@@ -178,7 +185,7 @@ async def test_a_restart_while_the_reader_is_stuck_does_not_wait_for_it(port: in
     assert sorted(log.seen) == [(0, "a"), (0, "b"), (1, "a"), (1, "b")]
 
 
-async def test_many_restarts_at_once_are_one(port: int) -> None:
+async def test_many_restarts_at_once_are_one(clock: Clock, port: int) -> None:
     log = Log()
     async with running(TcpProbe(name="a", port=port), log=log) as probe_set:
         await trio.sleep(1)
@@ -188,7 +195,7 @@ async def test_many_restarts_at_once_are_one(port: int) -> None:
     assert log.seen == [(0, "a"), (1, "a")]
 
 
-async def test_started_again_after_a_crash_it_goes_on_with_the_last_restart(port: int) -> None:
+async def test_started_again_after_a_crash_it_goes_on_with_the_last_restart(clock: Clock, port: int) -> None:
     log = Log()
     context = ProbeContext(clock=log.now, hostname=HostName("node7"), activated=BOOT)
     probe_set = ProbeSet((TcpProbe(name="a", port=port),), context=context, send=log.take)
@@ -199,7 +206,7 @@ async def test_started_again_after_a_crash_it_goes_on_with_the_last_restart(port
     assert log.seen == [(0, "a"), (1, "a")]
 
 
-async def test_a_reading_becomes_the_event_the_reducer_takes(port: int) -> None:
+async def test_a_reading_becomes_the_event_the_reducer_takes(clock: Clock, port: int) -> None:
     log = Log()
     async with running(TcpProbe(name="a", port=port), log=log):
         await trio.sleep(1)
@@ -233,3 +240,7 @@ def test_a_reason_is_always_text_that_can_be_sent_and_never_too_long(reason: str
     assert len(shown.encode()) <= REASON_BYTES + len(TRUNCATED)
     fits = len(reason.encode("utf-8", "replace")) <= REASON_BYTES
     assert shown.endswith(TRUNCATED) is not fits or reason.endswith(TRUNCATED)
+
+
+def test_a_reason_is_cut_between_characters() -> None:
+    assert cut("\u20ac" * 171) == "\u20ac" * 170 + TRUNCATED

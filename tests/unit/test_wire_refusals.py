@@ -93,6 +93,12 @@ def test_a_bad_key_of_a_mapping_is_named() -> None:
         decode(HeartbeatRequest, document)
 
 
+def test_a_list_is_no_mapping() -> None:
+    document = {"hostname": "node7", "at": "2026-06-01T10:00:00Z", "health": ["pass"]}
+    with pytest.raises(WireError, match=r"\$\.health: expected an object, found a list"):
+        decode(HeartbeatRequest, document)
+
+
 def test_an_error_never_quotes_a_secret() -> None:
     with pytest.raises(WireError) as caught:
         decode(TokenClaims, {"hostname": "node7", "nonce": ["s3cret"]})
@@ -125,3 +131,10 @@ def test_a_fraction_that_is_no_number_is_refused(jitter: Any) -> None:
     document = {"kind": "DutyFinished", "at": {"wall_ms": 5, "mono_ms": 6}, "duty": "renewal", "ok": True}
     with pytest.raises(WireError, match=r"\$\.jitter"):
         decode_event(document | {"jitter": jitter})
+
+
+@pytest.mark.parametrize("validity", [[], [5], [5, 6, 7]])
+def test_a_pair_has_two_items(validity: list[int]) -> None:
+    document = {"kind": "CertificateLoaded", "at": {"wall_ms": 5, "mono_ms": 6}, "validity": validity}
+    with pytest.raises(WireError, match=rf"\$\.validity: expected 2 items, found {len(validity)}"):
+        decode_event(document)

@@ -1,0 +1,32 @@
+"""The program to compare the agent with: Trio and httpx, one mTLS long-poll, nothing else.
+
+    python -m benchmarks.bare URL CA CERTIFICATE KEY
+"""
+
+import ssl
+import sys
+
+sys.modules["httpx._main"] = None  # type: ignore[assignment]  # its command line, as the agent does
+
+import httpx  # noqa: E402  # after the line above
+import trio  # noqa: E402
+
+WAIT_S = 60
+
+
+async def hold(url: str, ca: str, certificate: str, key: str) -> None:
+    """Long-poll for ever; after a failure, again in a second."""
+    context = ssl.create_default_context(cafile=ca)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_cert_chain(certificate, key)
+    async with httpx.AsyncClient(base_url=url, verify=context, timeout=WAIT_S + 5, trust_env=False) as client:
+        while True:
+            try:
+                await client.get("/v1/agent/dispatch", params={"wait": WAIT_S})
+            except httpx.HTTPError:
+                pass
+            await trio.sleep(1)
+
+
+if __name__ == "__main__":
+    trio.run(hold, *sys.argv[1:])
