@@ -9,13 +9,12 @@ import contextlib
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from benchmarks.processes import steady_agent, wait_for
 from benchmarks.running import Run, percentile
 from benchmarks.table import Row, below
-from state_machine.values import Closure, HostName, RolloutId
+from state_machine.values import Closure, HostName
 from tests.agentlab import Agent, AgentFleet
 from tests.cplab import Running
 
@@ -35,28 +34,59 @@ def measure(run: Run) -> Iterator[Row]:
     """The median and the slowest of a hundred."""
     fleet = AgentFleet(run.directory("dispatching"), hosts=HOSTS)
     rollouts = run.of(30, 4)
+    first = fleet.system()
+    fleet.publish(fleet.commit(), targets=dict.fromkeys(fleet.hosts, first))
     with ExitStack() as stack:
-        cp = stack.enter_context(_control_plane(fleet, stack))
-        agents = [_agent(stack, fleet, name, cp) for name in HOSTS]
+        cp = stack.enter_context(fleet.start())
+        agents = {}
+        for name in fleet.hosts:
+            agent = steady_agent(fleet, name, cp.url, running=first)
+            agents[name] = stack.enter_context(agent.running())
         taken: list[float] = []
         for number in range(rollouts):
             run.say(f"rollout {number + 1} of {rollouts}")
-            # An agent asks anew a second after it asked last: it is to be waiting when the dispatch comes.
-            wait_for("the long-polls", lambda: cp.metric("nixfleet_cp_long_polls") == len(HOSTS))
+            _wait_until_idle(fleet, cp, agents)
             taken.extend(_rollout(fleet, cp, agents))
-    note = f"{len(taken)} switches on {len(HOSTS)} hosts, one at a time"
+    note = f"{len(taken)} switches on {len(HOSTS)} hosts, one host at a time"
     for percent, aims in ((50, ()), (99, (below(100),))):
         name = f"dispatch queued to switch started, p{percent}"
         yield Row(name=name, measured=percentile(taken, percent), unit="ms", aims=aims, note=note)
 
 
-def _control_plane(fleet: AgentFleet, stack: ExitStack) -> "contextlib.AbstractContextManager[Running]":
-    first = fleet.system()
-    fleet.publish(fleet.commit(), targets={HostName(name): first for name in HOSTS})
-    stack.callback(lambda: None)
-    return fleet.start()
+def _wait_until_idle(fleet: AgentFleet, cp: Running, agents: Mapping[HostName, Agent]) -> None:
+    """An agent asks anew a second after it asked last: it is to be waiting when the dispatch comes."""
+
+    def idle() -> bool:
+        converged = all((said := agent.status()) and _is_converged(said) for agent in agents.values())
+        return converged and cp.metric("nixfleet_cp_long_polls") == len(fleet.hosts)
+
+    wait_for("idle agents", idle)
 
 
-def _agent(stack: ExitStack, fleet: AgentFleet, name: str, cp: Running) -> Agent:
-    first = next(iter(_targets(fleet).values()))
-    return stack.enter_context(steady_agent(fleet, name, cp.url, running=first).running())
+def _is_converged(status: Mapping[str, Any]) -> bool:
+    rollout = status["rollout"]
+    return rollout is not None and rollout["phase"] == "Converged" and not status["outbox"]
+
+
+def _rollout(fleet: AgentFleet, cp: Running, agents: Mapping[HostName, Agent]) -> Iterator[float]:
+    """Milliseconds for each host of one rollout."""
+    target = fleet.system(**{"bin/switch-to-configuration": SWITCH})
+    waves = [(name,) for name in agents]
+    published = fleet.publish(fleet.commit(), targets=dict.fromkeys(agents, target), waves=waves)
+    assert cp.refresh() == {}
+    wait_for("the switches", lambda: all(_began(agent, target) for agent in agents.values()), pause_s=0.2)
+    with contextlib.closing(sqlite3.connect(f"file:{fleet.database}?mode=ro", uri=True)) as db:
+        query = "SELECT hostname, min(at_ms) FROM log WHERE kind = 'DispatchQueued' AND rollout_id = ? GROUP BY 1"
+        queued: dict[str, int] = dict(db.execute(query, (published.rollout_id,)))
+    for name, agent in agents.items():
+        began = _began(agent, target)
+        assert began is not None
+        yield began - queued[name]
+
+
+def _began(agent: Agent, target: Closure) -> float | None:
+    """When the switch to the target began, in milliseconds since 1970, as its own program says."""
+    notes = agent.host.note(".began")
+    lines = notes.read_text().splitlines() if notes.exists() else []
+    words = next((line.split() for line in lines if line.startswith(target)), None)
+    return None if words is None or len(words) != 2 else int(words[1]) / 1e6

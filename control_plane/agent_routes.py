@@ -35,6 +35,7 @@ from control_plane.shelf import Shelf
 from state_machine.values import HostName, is_closure, is_rollout_id
 from wire.endpoints import (
     BOOTSTRAP_REPORT,
+    CLOSURE,
     DISPATCH,
     ENROLL,
     EVENTS,
@@ -48,7 +49,6 @@ from wire.endpoints import (
 )
 from wire.messages import BootstrapReport, Dispatch, EnrollRequest, HeartbeatRequest, RenewRequest
 
-CLOSURE: Final = "/v1/agent/closure/{closure}"
 WAIT_MAX_S: Final = 60
 BOOTSTRAP_EVENTS: Final = frozenset({"trust-error", "enrollment-failed"})
 

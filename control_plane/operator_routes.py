@@ -28,22 +28,21 @@ from wire.endpoints import (
     DEFERRALS,
     HEALTHZ,
     HOSTS,
+    MACHINES,
     METRICS,
+    QUARANTINE,
+    QUARANTINE_CLEAR,
+    REFRESH,
     ROLLOUT_EVENTS,
     ROLLOUT_HOSTS,
     ROLLOUT_LIFECYCLE,
+    ROLLOUT_ROLLBACK,
     ROLLOUTS,
     WHOAMI,
 )
 from wire.json_value import JsonObject
 from wire.listings import Health, Whoami
 from wire.timestamps import format_rfc3339
-
-ROLLBACK: Final = "/v1/rollouts/{rollout_id}/rollback"
-QUARANTINE: Final = "/v1/quarantine"
-QUARANTINE_CLEAR: Final = "/v1/quarantine/clear"
-MACHINES: Final = "/v1/machines"
-REFRESH: Final = "/v1/refresh"
 
 EVENTS_DEFAULT: Final = 1000
 EVENTS_MAX: Final = 100_000
@@ -102,7 +101,7 @@ class OperatorRoutes:
             Route(ROLLOUT_LIFECYCLE, guards.any_peer(ROLLOUT_LIFECYCLE, self.lifecycle), methods=["GET"]),
             Route(ROLLOUT_HOSTS, guards.any_peer(ROLLOUT_HOSTS, self.rollout_hosts), methods=["GET"]),
             Route(ROLLOUT_EVENTS, guards.any_peer(ROLLOUT_EVENTS, self.rollout_events), methods=["GET"]),
-            Route(ROLLBACK, guards.operator(ROLLBACK, self.rollback), methods=["POST"]),
+            Route(ROLLOUT_ROLLBACK, guards.operator(ROLLOUT_ROLLBACK, self.rollback), methods=["POST"]),
             Route(QUARANTINE, guards.operator(QUARANTINE, self.quarantine), methods=["GET"]),
             Route(QUARANTINE_CLEAR, guards.operator(QUARANTINE_CLEAR, self.clear_quarantine), methods=["POST"]),
             Route(MACHINES, guards.operator(MACHINES, self.register), methods=["POST"]),

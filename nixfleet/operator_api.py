@@ -28,11 +28,6 @@ from wire.json_value import JsonObject
 from wire.listings import DeferralList, Health, HostList, RolloutEvents, RolloutHosts, RolloutLifecycle, RolloutList
 from wire.messages import ErrorBody
 
-ROLLBACK: Final = "/v1/rollouts/{rollout_id}/rollback"
-QUARANTINE: Final = "/v1/quarantine"
-QUARANTINE_CLEAR: Final = "/v1/quarantine/clear"
-MACHINES: Final = "/v1/machines"
-
 ANSWER_LIMIT: Final = 32 * 1024 * 1024
 """Bytes; the log of a rollout over thousands of hosts is a few."""
 
@@ -79,22 +74,26 @@ class OperatorApi:
 
     def rollback(self, rollout_id: RolloutId, hosts: tuple[HostName, ...], reason: str) -> JsonObject:
         """Ask hosts (none: every one that can) back to what they ran before."""
-        return self._send(ROLLBACK.format(rollout_id=rollout_id), {"reason": reason, "hosts": list(hosts)})
+        return self._send(
+            endpoints.ROLLOUT_ROLLBACK.format(rollout_id=rollout_id), {"reason": reason, "hosts": list(hosts)}
+        )
 
     def quarantine(self) -> JsonObject:
         """Closures that are sent to nobody."""
-        return self._object(QUARANTINE, self._call("GET", QUARANTINE))
+        return self._object(endpoints.QUARANTINE, self._call("GET", endpoints.QUARANTINE))
 
     def clear_quarantine(
         self, channel: Channel | None, closure: Closure | None, hostname: HostName | None
     ) -> JsonObject:
         """Let closures be sent again; None means any."""
         wish = {"channel": channel, "closure": closure, "hostname": hostname}
-        return self._send(QUARANTINE_CLEAR, {name: value for name, value in wish.items() if value is not None})
+        return self._send(
+            endpoints.QUARANTINE_CLEAR, {name: value for name, value in wish.items() if value is not None}
+        )
 
     def register(self, hostname: HostName, note: str) -> JsonObject:
         """Announce a machine."""
-        return self._send(MACHINES, {"hostname": hostname, "note": note})
+        return self._send(endpoints.MACHINES, {"hostname": hostname, "note": note})
 
     def _read(self, kind: type[Answer], path: str, query: Mapping[str, str] | None = None) -> Answer:
         try:

@@ -10,8 +10,9 @@ import trio
 from evidence.errors import EvidenceError
 from nixfleet_agent.desk import AnswerError, Desk, RefusedError
 from nixfleet_agent.errors import AgentError
+from nixfleet_agent.health_checks import probes_or_failure
 from nixfleet_agent.identity import CertificateError
-from nixfleet_agent.probes.kinds import FailedUnitsProbe
+from nixfleet_agent.probes.kinds import FailedUnitsProbe, spec
 from nixfleet_agent.probes.worker import ProbeSet
 from nixfleet_agent.supervision import keep_going
 from nixfleet_agent.transport import TransportError
@@ -35,7 +36,7 @@ from state_machine.actions import (
     Switch,
     Unexpected,
 )
-from state_machine.events import Duty, DutyFinished, SystemObserved
+from state_machine.events import Duty, DutyFinished, ProbesDeclared, SystemObserved
 from state_machine.system import SystemView
 from state_machine.values import Moment
 
@@ -147,9 +148,12 @@ class Applier:
         await self._desk.tell(SystemObserved(at=self._desk.clock(), system=self._observe()))
 
     def _restart_probes(self, order: RestartProbes) -> None:
-        now = self._desk.clock()
-        activated = Moment(
-            wall_ms=now.wall_ms if order.activated_at is None else order.activated_at, mono_ms=now.mono_ms
-        )
+        """Read the health checks again first: a switch may have changed them without restarting the agent."""
+        now, probes = self._desk.clock(), probes_or_failure(self._desk.config)
+        self._workers.probes.declare(probes)
+        specs = tuple(spec(probe) for probe in probes)
+        if specs != self._desk.state().known.topology:
+            self._start("declare", lambda: self._desk.tell(ProbesDeclared(at=now, probes=specs)))
+        wall_ms = now.wall_ms if order.activated_at is None else order.activated_at
         extra = () if order.max_failed_units is None else (FailedUnitsProbe(max=order.max_failed_units),)
-        self._workers.probes.restart(activated, extra)
+        self._workers.probes.restart(Moment(wall_ms=wall_ms, mono_ms=now.mono_ms), extra)

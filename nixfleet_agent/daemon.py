@@ -30,7 +30,7 @@ from nixfleet_agent.clock import now
 from nixfleet_agent.config import Config
 from nixfleet_agent.desk import Desk, Uplink
 from nixfleet_agent.errors import ConfigurationError
-from nixfleet_agent.health_checks import load_probes
+from nixfleet_agent.health_checks import load_probes, probes_or_failure
 from nixfleet_agent.ledger import Opened, open_ledger
 from nixfleet_agent.probes.kinds import Probe, spec
 from nixfleet_agent.probes.reading import ProbeReading
@@ -77,7 +77,7 @@ async def run(config: Config, once_within_s: float | None = None) -> int:
         JournalBusyError: another agent runs on this state directory.
     """
     host_key = load_host_key(config.ssh_host_key_file)
-    probes = load_probes(config)
+    probes = probes_or_failure(config)
     platform = make_platform(config)
     opened = open_ledger(config.state_dir, host_key=host_key, hostname=config.machine_id)
     try:
@@ -226,7 +226,6 @@ async def _reload(parts: Parts) -> None:
     except ConfigurationError as error:
         log.error("the health checks were not reloaded", extra={"fields": {"problems": list(error.problems)}})
     else:
-        parts.workers.probes.declare(probes)
         await parts.runtime.tell(ProbesDeclared(at=now(), probes=tuple(spec(probe) for probe in probes)))
     await parts.runtime.tell(Poked(at=now()))
 

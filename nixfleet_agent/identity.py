@@ -3,6 +3,7 @@
 What a certificate says is read once, by a short-lived process, and remembered beside it under the hash of its bytes.
 """
 
+import contextlib
 import hashlib
 import json
 import sys
@@ -11,13 +12,14 @@ from typing import Any, Final
 
 import attrs
 
-from nixfleet_agent.commands import run
+from nixfleet_agent.commands import CommandError, run
 from nixfleet_agent.errors import ConfigurationError
 from nixfleet_agent.files import read_limited, write_atomically
 from state_machine.values import HostName, WallMs
 
 CERTIFICATE_LIMIT: Final = 64 * 1024
 HELPER_TIMEOUT_S: Final = 30.0
+_FACTS: Final = frozenset({"cn", "not_before_ms", "not_after_ms", "fits_key"})
 
 
 class CertificateError(Exception):
@@ -60,7 +62,7 @@ async def make_csr(machine_id: HostName, key: Path) -> str:
 
 
 async def inspect(pem: bytes, key: Path, *, remember: Path | None = None) -> Certificate:
-    """Read a certificate. With `remember`, what it says is kept there for the next start.
+    """Read a certificate. With `remember`, what it says is kept there for the next start, if that is possible.
 
     Raises:
         UnusableCertificateError: it cannot be read, or the key cannot.
@@ -70,7 +72,8 @@ async def inspect(pem: bytes, key: Path, *, remember: Path | None = None) -> Cer
     if facts is None:
         facts = await _ask({"do": "inspect", "cert_pem": pem.decode("utf-8", "replace"), "key": str(key)})
         if remember is not None:
-            write_atomically(remember, json.dumps({"stamp": stamp, "facts": facts}).encode())
+            with contextlib.suppress(OSError):  # a full disk costs the next start a moment and nothing else
+                write_atomically(remember, json.dumps({"stamp": stamp, "facts": facts}).encode())
     return Certificate(
         pem=pem,
         cn=facts["cn"],
@@ -108,17 +111,21 @@ def _bytes_of(key: Path) -> bytes:
 
 
 def _remembered(path: Path | None, stamp: str) -> dict[str, Any] | None:
-    data = None if path is None else read_limited(path, CERTIFICATE_LIMIT)
+    """What was kept for these very bytes. Whatever is wrong with it: it is only a memory, and is made again."""
     try:
-        kept = json.loads(data) if data else {}
-    except ValueError:
-        return None  # torn by a crash: it is only a memory, and is made again
-    return kept["facts"] if isinstance(kept, dict) and kept.get("stamp") == stamp else None
+        kept = json.loads(b"" if path is None else read_limited(path, CERTIFICATE_LIMIT) or b"")
+        facts = kept["facts"] if kept["stamp"] == stamp else None
+        return facts if facts is None or set(facts) >= _FACTS else None
+    except (ValueError, KeyError, TypeError, OSError):
+        return None
 
 
 async def _ask(request: dict[str, str]) -> dict[str, Any]:
     argv = [sys.executable, "-m", "nixfleet_agent.certificates"]
-    done = await run(argv, timeout_s=HELPER_TIMEOUT_S, stdin=json.dumps(request).encode())
+    try:
+        done = await run(argv, timeout_s=HELPER_TIMEOUT_S, stdin=json.dumps(request).encode())
+    except CommandError as error:
+        raise UnusableCertificateError(problem=str(error)) from error
     if not done.ok:
         said = done.stderr.decode("utf-8", "replace").strip().splitlines()
         raise UnusableCertificateError(problem=said[-1] if said else "the certificate tool failed without a word")

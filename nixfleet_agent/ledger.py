@@ -5,7 +5,9 @@ heartbeats, and must not be forgotten either: quarantine lives in it. So in such
 nothing is remembered, and as soon as the journal can be used again the agent starts itself anew.
 """
 
+import contextlib
 import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Protocol
@@ -16,6 +18,7 @@ import trio
 from evidence.host_key import HostKey
 from nixfleet_agent.journal.checkpoints import Restored
 from nixfleet_agent.journal.errors import CorruptJournalError, JournalBusyError, JournalError, JournalWriteError
+from nixfleet_agent.journal.lock import take_lock
 from nixfleet_agent.journal.store import Journal, set_aside
 from nixfleet_agent.runtime import Entry, Ledger
 from nixfleet_agent.workers.outbound import FactStore, StoredFact
@@ -96,6 +99,29 @@ class Opened:
         scope.cancel()
 
 
+class _Claim:
+    """The journal's lock, held by a run that cannot use the journal, so that no second agent begins beside it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock: int | None = None
+
+    def take(self) -> None:
+        """Take it where that is possible: on a disk that cannot be written nobody can.
+
+        Raises:
+            JournalBusyError: another process has it.
+        """
+        with contextlib.suppress(JournalWriteError):
+            self._lock = take_lock(self._path)
+
+    def release(self) -> None:
+        """Let others have it."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
 def open_ledger(state_dir: Path, *, host_key: HostKey, hostname: HostName) -> Opened:
     """Open and fold the journal.
 
@@ -103,23 +129,15 @@ def open_ledger(state_dir: Path, *, host_key: HostKey, hostname: HostName) -> Op
         JournalBusyError: another process has it.
     """
     path = state_dir / JOURNAL_NAME
-
-    def attempt() -> bool:
-        _open(path, host_key, hostname)[0].close()
-        return True
-
-    def try_again() -> bool:
-        try:
-            return attempt()
-        except JournalError:
-            return False
-
     try:
         journal, known = _open(path, host_key, hostname)
     except JournalBusyError:
         raise
     except JournalError as error:
-        return _without(_keep_aside(path, error), try_again)
+        holds = _keep_aside(path, error)
+        claim = _Claim(path)
+        claim.take()
+        return _without(holds, claim, lambda: _open(path, host_key, hostname)[0].close())
     return Opened(
         ledger=journal,
         facts=JournalFacts(journal),
@@ -135,7 +153,11 @@ def _open(path: Path, host_key: HostKey, hostname: HostName) -> tuple[Journal, K
         raise JournalWriteError(problem=f"{damaged.name} was set aside; see `nixfleet-agent journal begin`")
     journal = Journal.open(path, host_key=host_key, hostname=hostname)
     try:
-        return journal, fold(journal)
+        known = fold(journal)
+        if journal.entries_since_checkpoint > 0:
+            # The next start is quicker for it; and a disk that takes nothing shows now, while there is a choice.
+            journal.save_checkpoint(known)
+        return journal, known
     except BaseException:
         journal.close()
         raise
@@ -156,19 +178,34 @@ def _damaged(path: Path) -> Path | None:
 
 def _keep_aside(path: Path, error: JournalError) -> str:
     if isinstance(error, CorruptJournalError):
-        kept = set_aside(path)
-        log.error("the journal is damaged and was set aside", extra={"fields": {"kept": str(kept), "why": str(error)}})
+        try:
+            kept = set_aside(path)
+        except JournalError as problem:
+            log.error("the journal is damaged", extra={"fields": {"why": str(error), "left": str(problem)}})
+        else:
+            fields = {"kept": str(kept), "why": str(error)}
+            log.error("the journal is damaged and was set aside", extra={"fields": fields})
     return str(error)
 
 
-def _without(holds: str, try_again: Callable[[], bool]) -> Opened:
+def _without(holds: str, claim: _Claim, attempt: Callable[[], None]) -> Opened:
+    def try_again() -> bool:
+        claim.release()
+        try:
+            attempt()
+        except JournalError:
+            with contextlib.suppress(JournalBusyError):
+                claim.take()
+            return False
+        return True
+
     nothing = NoJournal()
     return Opened(
         ledger=nothing,
         facts=JournalFacts(nothing),
         known=Known(),
         journal_id="none",
-        close=lambda: None,
+        close=claim.release,
         try_again=try_again,
         holds=holds,
     )

@@ -13,6 +13,11 @@ from typing import Final
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
+def printable(text: str) -> str:
+    """`text` with everything escaped that a terminal would obey: what a control plane said may be in it."""
+    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class JsonFormatter(logging.Formatter):
     """`{"at", "level", "logger", "message", ...fields}`."""
 
@@ -35,7 +40,7 @@ class HumanFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, and the traceback below it where there is one."""
-        fields = "".join(f"  {key}={value}" for key, value in getattr(record, "fields", {}).items())
+        fields = "".join(f"  {key}={printable(str(value))}" for key, value in getattr(record, "fields", {}).items())
         level = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
         text = f"{time.strftime('%H:%M:%S', time.localtime(record.created))} {level}{record.getMessage()}{fields}"
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text

@@ -14,6 +14,7 @@ import trio
 
 from nixfleet_agent import __version__
 from nixfleet_agent.status import reboot_required
+from nixfleet_agent.supervision import contain
 from nixfleet_agent.telemetry import Telemetry
 from state_machine.freshness import freshness_left_ms
 from state_machine.state import State, fact_backlog
@@ -124,6 +125,8 @@ class Collector:
                 family.add_metric([key], count)
             yield family
         yield CounterMetricFamily("nixfleet_agent_journal_errors", "Failed commits.", value=telemetry.journal_errors)
+        refused = "Facts the control plane will never take."
+        yield CounterMetricFamily("nixfleet_agent_facts_refused", refused, value=telemetry.facts_refused)
         info = _gauge("nixfleet_agent_build_info", "Version.", "version")
         info.add_metric([__version__], 1)
         yield info
@@ -160,7 +163,7 @@ async def serve(source: Source, listeners: list[trio.SocketListener]) -> None:
     async def answer(stream: trio.SocketStream) -> None:
         async with limit, stream:
             with trio.move_on_after(REQUEST_TIMEOUT_S):
-                await _serve_one(stream, registry)
+                await contain("metrics", lambda: _serve_one(stream, registry), source.telemetry.worker_restarts)
 
     await trio.serve_listeners(answer, listeners)
 
@@ -173,11 +176,12 @@ async def _serve_one(stream: trio.SocketStream, registry: object) -> None:
             return
         status, kind, body = _respond(request, registry)
         headers = [("Content-Type", kind), ("Content-Length", str(len(body))), ("Connection", "close")]
-        head = connection.send(h11.Response(status_code=status, headers=headers))
-        data = connection.send(h11.Data(data=body))
-        end = connection.send(h11.EndOfMessage())
-        await stream.send_all((head or b"") + (data or b"") + (end or b""))
-    except (h11.RemoteProtocolError, trio.BrokenResourceError) as error:
+        parts = [connection.send(h11.Response(status_code=status, headers=headers))]
+        if request.method != b"HEAD":
+            parts.append(connection.send(h11.Data(data=body)))
+        parts.append(connection.send(h11.EndOfMessage()))
+        await stream.send_all(b"".join(part for part in parts if part))
+    except (h11.ProtocolError, trio.BrokenResourceError) as error:
         log.debug("a scrape came to nothing: %s", error)
 
 
@@ -195,7 +199,7 @@ def _respond(request: h11.Request, registry: object) -> tuple[int, str, bytes]:
     from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
     path = request.target.partition(b"?")[0]
-    if request.method != b"GET":
+    if request.method not in (b"GET", b"HEAD"):
         return 405, "text/plain", b"only GET\n"
     if path == b"/metrics":
         return 200, CONTENT_TYPE_LATEST, generate_latest(registry)  # type: ignore[arg-type]  # object hides the import

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 import attrs
 import trio
 
-from nixfleet_agent.journal.errors import JournalError, JournalWriteError
+from nixfleet_agent.journal.errors import JournalError, JournalWriteError, UnwritableEventError
 from nixfleet_agent.telemetry import Telemetry
 from state_machine.actions import Action
 from state_machine.events import Booted, Event, ProbeObserved, Tick
@@ -151,6 +151,23 @@ class Runtime:
     async def _turn(self, events: list[Event], apply: Callable[[Action], None]) -> None:
         if self._held_back:  # those came before these, and must not be overtaken
             return self._go_on_without_journal(events, apply)
+        try:
+            await self._turn_together(events, apply)
+        except UnwritableEventError as error:
+            await self._turn_apart(events, error, apply)
+
+    async def _turn_apart(
+        self, events: list[Event], error: UnwritableEventError, apply: Callable[[Action], None]
+    ) -> None:
+        """One event has no signed form: leave that one out, so that it costs itself and nothing else."""
+        if len(events) == 1:
+            self._telemetry.journal_errors += 1
+            log.error("an event was dropped", extra={"fields": {"event": error.kind, "why": error.problem}})
+            return
+        for event in events:
+            await self._turn([event], apply)
+
+    async def _turn_together(self, events: list[Event], apply: Callable[[Action], None]) -> None:
         state, worked = self._work_out(events)
         durable = [(item.event, item.step.facts) for item in worked if item.step.durable]
         if durable and not await self._commit(durable):

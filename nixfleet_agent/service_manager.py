@@ -1,4 +1,7 @@
-"""Talk to systemd by its notification socket (sd_notify(3)). Without one, every call does nothing."""
+"""Talk to systemd by its notification socket (sd_notify(3)). Without one, every call does nothing.
+
+Nothing here waits or fails: a manager that does not listen just now is told again the next time.
+"""
 
 import os
 import socket
@@ -30,17 +33,17 @@ class ServiceManager:
 
     def status(self, line: str) -> None:
         """The line that `systemctl status` shows; sent only when it changes."""
-        if line != self._status:
+        if line != self._status and self._send(f"STATUS={line}"):
             self._status = line
-            self._send(f"STATUS={line}")
 
-    def _send(self, message: str) -> None:
-        if self._address is None:
-            return
+    def _send(self, message: str) -> bool:
+        if not self._address:
+            return False
         address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+            channel.setblocking(False)
             try:
                 channel.sendto(message.encode(), address)
             except OSError:
-                # The manager is gone or restarting. It asks nothing of a service it does not listen to.
-                self._address = None
+                return False  # it is restarting, or has more to read than it can take
+        return True

@@ -3,6 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from nixfleet_agent.log import printable
+
 _ADVICE = {
     "Failed": "see `nixfleet-agent journal show`; release a good target, or clear what is quarantined",
     "Deferred": "reboot this host to finish",
@@ -43,7 +45,7 @@ def _lines(said: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _row(name: str, value: str) -> str:
-    return f"{name:>12}  {value}"
+    return f"{name:>12}  {printable(value)}"
 
 
 def _rollout(rollout: Mapping[str, Any]) -> Iterator[str]:

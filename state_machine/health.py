@@ -79,7 +79,7 @@ def _soaking(turn: Turn) -> Tracked | None:
 def on_probes_declared(turn: Turn, event: ProbesDeclared) -> None:
     """The operator changed what is probed. Results of probes that are still there stay."""
     if event.probes == turn.known.topology:
-        return
+        return restart_probes(turn)  # an address or an interval may have changed, which is no business of decisions
     names = {spec.name for spec in event.probes}
     kept = {name: health for name, health in turn.known.probes.items() if name in names}
     turn.set(topology=event.probes, probes=kept)
@@ -88,7 +88,7 @@ def on_probes_declared(turn: Turn, event: ProbesDeclared) -> None:
         # The declaration starts the record's probe map afresh, so the results start afresh with it.
         forget_results(turn)
         declare_topology(turn)
-    restart_probes(turn)
+    return restart_probes(turn)
 
 
 def on_probe_observed(turn: Turn, event: ProbeObserved) -> None:

@@ -154,9 +154,9 @@ def _revive_lost(turn: Turn) -> None:
         turn.set_session(started=without(turn.session.started, duty), due={**turn.session.due, duty: turn.now})
 
 
-def _begin(turn: Turn, duty: Duty) -> None:
+def _begin(turn: Turn, duty: Duty, **changes: Any) -> None:
     session = turn.session
-    turn.set_session(due=without(session.due, duty), started={**session.started, duty: turn.now})
+    turn.set_session(due=without(session.due, duty), started={**session.started, duty: turn.now}, **changes)
 
 
 def _order_delivery(turn: Turn) -> None:
@@ -168,8 +168,7 @@ def _order_delivery(turn: Turn) -> None:
     # One rollout whose facts will not go through must not stand in the way of the others.
     first = next((tracked for tracked in backlog if tracked.number > session.stuck), backlog[0])
     from_seq = first.delivered_seq + 1
-    _begin(turn, Duty.DELIVERY)
-    turn.set_session(delivering=(first.record.rollout_id, from_seq))
+    _begin(turn, Duty.DELIVERY, delivering=(first.record.rollout_id, from_seq))
     turn.order(
         DeliverFacts(
             rollout_id=first.record.rollout_id,

@@ -27,3 +27,11 @@ DEFERRALS: Final = "/v1/deferrals"
 WHOAMI: Final = "/v1/whoami"
 HEALTHZ: Final = "/healthz"
 METRICS: Final = "/metrics"
+
+# Ours, beside the reference's: what an operator may ask of a control plane.
+CLOSURE: Final = "/v1/agent/closure/{closure}"
+ROLLOUT_ROLLBACK: Final = "/v1/rollouts/{rollout_id}/rollback"
+QUARANTINE: Final = "/v1/quarantine"
+QUARANTINE_CLEAR: Final = "/v1/quarantine/clear"
+MACHINES: Final = "/v1/machines"
+REFRESH: Final = "/v1/refresh"

@@ -19,6 +19,9 @@ from state_machine.values import CLOCK_SLACK_MS, HostName, Moment, ProbeMode, Pr
 
 EVIDENCE_BYTES: Final = 8 * 1024 * 1024
 SIGNATURE_BYTES: Final = 4096
+SUB_RESULTS_MAX: Final = 512
+SUB_RESULTS_CHARACTERS: Final = 64 * 1024
+"""What a report lists at most; a journal entry holds the event and its fact and may have 1 MiB."""
 
 _SETTLE_S: Final = 0.5
 # The collector replaces the document and its signature one after the other. What does not verify is read once more
@@ -67,7 +70,18 @@ def _judge_files(probe: EvidenceProbe, witness: Witness, now: WallMs) -> Outcome
     results = evaluate(evidence, probe.selection, probe.mode)
     status = aggregate(results, probe.mode)
     reason = None if status is ProbeStatus.PASS else cut(_why(results, probe.mode))
-    return Outcome(status=status, reason=reason, sub_results=results)
+    return Outcome(status=status, reason=reason, sub_results=_reportable(results))
+
+
+def _reportable(results: tuple[SubResult, ...]) -> tuple[SubResult, ...]:
+    """All of them, or none when they are too much for a journal entry: the verdict stands without the list."""
+    size = sum(
+        len(text)
+        for result in results
+        for text in (result.control_id, result.framework, result.article, result.override_reason)
+        if text is not None
+    )
+    return results if len(results) <= SUB_RESULTS_MAX and size <= SUB_RESULTS_CHARACTERS else ()
 
 
 def _why(results: tuple[SubResult, ...], mode: ProbeMode) -> str:

@@ -16,6 +16,7 @@ import httpx
 
 from evidence.compliance import ControlRule, ControlSelection, FrameworkSelection, Selection
 from nixfleet_agent.probes.kinds import (
+    CONFIGURATION_NAME,
     DEFAULT_INTERVAL_S,
     DEFAULT_TIMEOUT_S,
     EVIDENCE_PATH,
@@ -225,8 +226,8 @@ def _refuse_foreign(entry: Members, kind: ProbeKind, platform: Platform) -> None
 
 
 def _refuse_name(entry: Members, name: str) -> None:
-    if name == FAILED_UNITS_NAME:
-        entry.problems.append(Problem(path=entry.path, message=f"is named {name}, which is reserved for the policy"))
+    if name in (FAILED_UNITS_NAME, CONFIGURATION_NAME):
+        entry.problems.append(Problem(path=entry.path, message=f"is named {name}, which is reserved"))
     if len(name) > NAME_MAX:
         entry.problems.append(
             Problem(path=entry.path, message=f"has a name of {len(name)} characters; at most {NAME_MAX} are allowed")

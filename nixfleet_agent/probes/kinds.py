@@ -17,6 +17,9 @@ DEFAULT_TIMEOUT_S: Final = 10.0
 FAILED_UNITS_NAME: Final = "systemd-failed-units"
 """The policy's `healthGate.systemdFailedUnits` is reported under this name; no declared check may take it."""
 
+CONFIGURATION_NAME: Final = "health-checks-file"
+"""What is reported under this name is the health checks file itself; no declared check may take it."""
+
 EVIDENCE_PATH: Final = "/var/lib/nixfleet-compliance/evidence.json"
 
 
@@ -31,6 +34,7 @@ class ProbeKind(enum.StrEnum):
     LAUNCHD = "launchd"
     EVIDENCE = "evidence"
     FAILED_UNITS = "systemd-failed-units"
+    CONFIGURATION = "configuration"
 
 
 @attrs.frozen(kw_only=True)
@@ -112,7 +116,30 @@ class FailedUnitsProbe(_Probe):
     max: int
 
 
-Probe = HttpProbe | TcpProbe | ExecProbe | CommandProbe | SystemdProbe | LaunchdProbe | EvidenceProbe | FailedUnitsProbe
+@attrs.frozen(kw_only=True)
+class ConfigurationProbe(_Probe):
+    """Never passes: the health checks file cannot be used. Stands in for what it should have declared.
+
+    A new generation may bring a broken file. An agent that would not start with it could not take that generation
+    back, so it starts, and this is what the policy judges.
+    """
+
+    kind: ClassVar = ProbeKind.CONFIGURATION
+    name: str = CONFIGURATION_NAME
+    problem: str
+
+
+Probe = (
+    HttpProbe
+    | TcpProbe
+    | ExecProbe
+    | CommandProbe
+    | SystemdProbe
+    | LaunchdProbe
+    | EvidenceProbe
+    | FailedUnitsProbe
+    | ConfigurationProbe
+)
 
 
 def spec(probe: Probe) -> ProbeSpec:

@@ -14,6 +14,7 @@ from nixfleet_agent.probes import programs
 from nixfleet_agent.probes.compliance import Witness, run_evidence
 from nixfleet_agent.probes.kinds import (
     CommandProbe,
+    ConfigurationProbe,
     EvidenceProbe,
     ExecProbe,
     FailedUnitsProbe,
@@ -69,6 +70,8 @@ async def _measure(probe: Probe, context: ProbeContext) -> Outcome:
             return await programs.run_exec(probe)
         case CommandProbe():
             return await programs.run_command(probe)
+        case ConfigurationProbe(problem=problem):
+            return failed(problem)
         case _:
             with trio.move_on_after(probe.timeout_s):
                 return await _ask(probe, context)

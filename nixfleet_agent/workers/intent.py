@@ -55,8 +55,6 @@ class DocumentCache:
     def __init__(self, state_dir: Path) -> None:
         self._named = state_dir / "intent"
         self._kept = state_dir / "artifacts"
-        for directory in (self._named, self._named / "rollouts", self._kept):
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def read(self, name: str) -> Document | None:
         """The artifact last saved as `name`; whether it proves is for the caller to see."""
@@ -65,8 +63,13 @@ class DocumentCache:
         return None if data is None or signature is None else Document(data=data, signature=signature)
 
     def save(self, name: str, digest: str, document: Document) -> None:
-        """Keep an artifact that proved."""
+        """Keep an artifact that proved.
+
+        Raises:
+            OSError: it could not be kept.
+        """
         for path in (self._named / f"{name}.json", self._kept / f"{digest}.json"):
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             if read_limited(path, ARTIFACT_LIMIT) != document.data:
                 write_atomically(path, document.data)
             if read_limited(path.with_name(path.name + ".sig"), SIGNATURE_LIMIT) != document.signature:
@@ -168,8 +171,13 @@ class IntentWorker:
         except EvidenceError as error:
             final = error.reason is not Reason.NO_TRUST_ROOTS  # that one is this host's own trouble
             return self._refused(rollout_id, error.reason, str(error), final=final)
-        self._cache.save("fleet.resolved", proven_fleet.digest, fleet)
-        self._cache.save(f"rollouts/{rollout_id}", proven.digest, manifest)
+        try:
+            self._cache.save("fleet.resolved", proven_fleet.digest, fleet)
+            self._cache.save(f"rollouts/{rollout_id}", proven.digest, manifest)
+        except OSError as error:
+            # What cannot be shown to an auditor afterwards is not acted on.
+            log.warning("intent could not be kept", extra={"fields": {"rollout": rollout_id, "cause": str(error)}})
+            return self._refused(rollout_id, Reason.MISSING, f"it could not be kept: {error}", final=False)
         if slot.retire_at is None:
             self._memo = _Memo(trust=trust, fleet=fleet, manifest=manifest, intent=intent)
         return IntentVerified(at=at, intent=intent)

@@ -86,7 +86,7 @@ class OutboundWorker:
         reported = through = order.from_seq - 1
         try:
             for item in stored:
-                await self._send(order.rollout_id, item)
+                await self._send_or_skip(order.rollout_id, item)
                 through = item.fact.seq
                 if through - reported >= REPORT_EVERY:
                     reported = await self._report(order.rollout_id, through)
@@ -97,6 +97,20 @@ class OutboundWorker:
                 with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
                     await self._report(order.rollout_id, through)
         return None
+
+    async def _send_or_skip(self, rollout_id: RolloutId, item: StoredFact) -> None:
+        """Send one fact. A gap that the journal can no longer fill must not stop delivery for ever.
+
+        Raises:
+            _GapError: the control plane wants to go back, and can have what it wants.
+        """
+        try:
+            await self._send(rollout_id, item)
+        except _GapError as gap:
+            kept = await self._facts.facts_from(rollout_id, gap.want_seq, 1)
+            if kept and kept[0].fact.seq == gap.want_seq:
+                raise
+            await self._tell_refused(rollout_id, item.fact.seq, 409, f"fact {gap.want_seq} is no longer kept here")
 
     async def _report(self, rollout_id: RolloutId, through_seq: int) -> int:
         await self._desk.tell(FactsDelivered(at=self._desk.clock(), rollout_id=rollout_id, through_seq=through_seq))
@@ -117,18 +131,14 @@ class OutboundWorker:
         if not 400 <= answer.status < 500 or answer.status in PASSING:
             raise refused(EVENTS, answer)
         reason = body.reason or body.error or f"HTTP {answer.status}"
-        fields = {"rollout": rollout_id, "seq": stored.fact.seq, "status": answer.status, "reason": reason}
+        await self._tell_refused(rollout_id, stored.fact.seq, answer.status, reason)
+
+    async def _tell_refused(self, rollout_id: RolloutId, seq: int, status: int, reason: str) -> None:
+        fields = {"rollout": rollout_id, "seq": seq, "status": status, "reason": reason}
         log.warning("the control plane will not take a fact", extra={"fields": fields})
         self._desk.telemetry.facts_refused += 1
-        await self._desk.tell(
-            FactRefused(
-                at=self._desk.clock(),
-                rollout_id=rollout_id,
-                seq=stored.fact.seq,
-                status=answer.status,
-                reason=reason[:200],
-            )
-        )
+        event = FactRefused(at=self._desk.clock(), rollout_id=rollout_id, seq=seq, status=status, reason=reason[:200])
+        await self._desk.tell(event)
 
     def _envelope(self, rollout_id: RolloutId, stored: StoredFact) -> EventEnvelope:
         signature = self._desk.host_key.sign(canonicalize(encode_fact(stored.fact)))

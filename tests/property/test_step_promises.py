@@ -11,7 +11,7 @@ from state_machine.invariants import RUN_PROMISES, STEP_PROMISES, Passage, Run, 
 from state_machine.schedule import next_wakeup
 from state_machine.state import GENESIS, Known, Session, State
 from state_machine.step import step
-from state_machine.values import HostName
+from state_machine.values import HostName, Phase
 from tests.property.agent_world import HOST, R1, R2, Release, World, closure
 from tests.property.strategies import play, scripts, worlds
 
@@ -176,6 +176,20 @@ def test_unfinished_business_has_an_alarm_of_its_own(world: World) -> None:
     session = attrs.evolve(world.state.session, due={}, started={})
     bare = State(known=attrs.evolve(known, intents={}), session=session)
     assert next_wakeup(bare, world.moment()) is not None
+
+
+@given(world=worlds)
+def test_the_end_of_a_soak_wakes_the_agent_whatever_else_came_just_before(world: World) -> None:
+    current = world.state.known.current
+    if current is None or current.record.phase is not Phase.SOAKING or current.soak_from is None:
+        return
+    clock, ends = world.state.known.clock, current.soak_from + current.soak_ms
+    looked = [p.event.at for p in world.run if isinstance(p.event, Tick | Booted) and p.after.clock == clock]
+    if any(clock.read(at) >= ends for at in looked):
+        return
+    delay = next_wakeup(world.state, world.moment())
+    assert delay is not None
+    assert delay <= max(0, ends - clock.read(world.moment()))
 
 
 @given(world=worlds)

@@ -271,7 +271,7 @@ def test_a_member_given_twice_is_a_problem_wherever_it_is() -> None:
 
 def test_the_name_of_the_policys_own_probe_is_taken() -> None:
     assert problems({"systemd-failed-units": {"kind": "tcp", "port": 1}}) == [
-        "$.systemd-failed-units is named systemd-failed-units, which is reserved for the policy"
+        "$.systemd-failed-units is named systemd-failed-units, which is reserved"
     ]
 
 

@@ -1,6 +1,7 @@
 """Stories of probes, of failing for too long, of going back, and of hosts that somebody else switched."""
 
-from state_machine.events import ProbesDeclared, QuarantineCleared, SystemObserved, TargetPolicy
+from state_machine.events import Poked, ProbesDeclared, QuarantineCleared, SystemObserved, TargetPolicy
+from state_machine.schedule import next_wakeup
 from state_machine.system import SwitchOutcome
 from state_machine.values import FailurePolicy, Phase, ProbeMode, ProbeSpec
 from tests.unit.step_story import (
@@ -68,6 +69,12 @@ def test_what_only_observes_never_fails_a_rollout() -> None:
         (tick(130), ["> observe"]),
         (observed(130), ["10 Converged"]),
     )
+
+
+def test_the_end_of_a_soak_is_not_forgotten_when_something_else_comes_just_before_the_alarm() -> None:
+    late = to_soaking(probes=()).then((Poked(at=at(130.5)), []))
+    assert next_wakeup(late.state, at(130.6)) == 0
+    late.then((tick(130.6), ["> observe"]), (observed(131), ["5 Converged"]))
 
 
 def test_failure_comes_before_convergence_in_the_same_instant() -> None:
