@@ -1,8 +1,9 @@
 """The program to compare the agent with: Trio and httpx, one mTLS long-poll, nothing else.
 
-    python -m benchmarks.bare URL CA CERTIFICATE KEY
+python -m benchmarks.bare URL CA CERTIFICATE KEY
 """
 
+import contextlib
 import ssl
 import sys
 
@@ -21,12 +22,11 @@ async def hold(url: str, ca: str, certificate: str, key: str) -> None:
     context.load_cert_chain(certificate, key)
     async with httpx.AsyncClient(base_url=url, verify=context, timeout=WAIT_S + 5, trust_env=False) as client:
         while True:
-            try:
+            with contextlib.suppress(httpx.HTTPError):
                 await client.get("/v1/agent/dispatch", params={"wait": WAIT_S})
-            except httpx.HTTPError:
-                pass
             await trio.sleep(1)
 
 
 if __name__ == "__main__":
-    trio.run(hold, *sys.argv[1:])
+    _, url, ca, certificate, key = sys.argv
+    trio.run(hold, url, ca, certificate, key)

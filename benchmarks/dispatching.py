@@ -39,9 +39,9 @@ def measure(run: Run) -> Iterator[Row]:
     with ExitStack() as stack:
         cp = stack.enter_context(fleet.start())
         agents = {}
-        for name in fleet.hosts:
-            agent = steady_agent(fleet, name, cp.url, running=first)
-            agents[name] = stack.enter_context(agent.running())
+        for host in fleet.hosts:
+            agent = steady_agent(fleet, host, cp.url, running=first)
+            agents[host] = stack.enter_context(agent.running())
         taken: list[float] = []
         for number in range(rollouts):
             run.say(f"rollout {number + 1} of {rollouts}")
@@ -70,7 +70,7 @@ def _is_converged(status: Mapping[str, Any]) -> bool:
 
 def _rollout(fleet: AgentFleet, cp: Running, agents: Mapping[HostName, Agent]) -> Iterator[float]:
     """Milliseconds for each host of one rollout."""
-    target = fleet.system(**{"bin/switch-to-configuration": SWITCH})
+    target = fleet.systems.publish("good", files={"bin/switch-to-configuration": SWITCH})
     waves = [(name,) for name in agents]
     published = fleet.publish(fleet.commit(), targets=dict.fromkeys(agents, target), waves=waves)
     assert cp.refresh() == {}

@@ -15,7 +15,7 @@ from benchmarks import costs
 from benchmarks.processes import bare_words, process, steady_agent, wait_for
 from benchmarks.running import Run
 from benchmarks.table import Aim, Beside, Row, below, below_times
-from tests.agentlab import Agent, AgentFleet
+from tests.agentlab import AgentFleet
 
 PLAIN: Final = "agent"
 WITH_METRICS: Final = "agent with metrics"

@@ -21,10 +21,10 @@ from benchmarks.table import Beside, Row, below
 from nixfleet_agent.journal.store import Journal
 from nixfleet_agent.ledger import JOURNAL_NAME
 from nixfleet_agent.runtime import BATCH, CHECKPOINT_EVERY, Entry
-from state_machine.events import FactsDelivered, ProbeObserved
+from state_machine.events import Event, FactsDelivered, ProbeObserved
 from state_machine.state import State
 from state_machine.step import step
-from state_machine.values import Moment, ProbeStatus
+from state_machine.values import Moment, ProbeStatus, WallMs
 from tests.agentlab import Agent, AgentFleet
 from tests.property.agent_world import DISK, HOST, MINUTE
 
@@ -98,7 +98,7 @@ def write_history(fleet: AgentFleet, entries: int, clean: Path, killed: Path) ->
         for batch in iter(lambda: list(itertools.islice(history, BATCH)), []):
             journal.append([entry for entry, _ in batch])
             # The last checkpoint is as far back as it may be.
-            if CHECKPOINT_EVERY <= journal.entries_since_checkpoint and journal.head.n < entries - CHECKPOINT_EVERY:
+            if journal.entries_since_checkpoint >= CHECKPOINT_EVERY and journal.head.n < entries - CHECKPOINT_EVERY:
                 journal.save_checkpoint(batch[-1][1].known)
         killed.mkdir()
         for file in clean.glob(f"{JOURNAL_NAME}*"):
@@ -114,10 +114,11 @@ def _history() -> Iterator[tuple[Entry, State]]:
             yield (passage.event, passage.step.facts), passage.step.state
     state, at = world.state, world.moment()
     for number in itertools.count():
-        at = attrs.evolve(at, wall_ms=at.wall_ms + MINUTE, mono_ms=at.mono_ms + MINUTE)
+        at = attrs.evolve(at, wall_ms=WallMs(at.wall_ms + MINUTE), mono_ms=at.mono_ms + MINUTE)
         status = (ProbeStatus.FAIL, ProbeStatus.PASS)[number % 2]
         observed = ProbeObserved(at=at, name=DISK.name, status=status, began_mono_ms=at.mono_ms, reason="disk is full")
-        for event in (observed, *_delivered(state, at, number)):
+        following: list[Event] = [observed, *_delivered(state, at, number)]
+        for event in following:
             taken = step(state, event)
             state = taken.state
             if taken.durable:

@@ -35,7 +35,7 @@ class Aim:
     of_ratio: bool = False
 
     def __str__(self) -> str:
-        return f"{self.bound} {shown(self.limit)}{' ×' if self.of_ratio else ''}"
+        return f"{self.bound} {shown(self.limit)}{' x' if self.of_ratio else ''}"
 
 
 def below(limit: float) -> Aim:
@@ -91,7 +91,7 @@ class Row:
 def shown(value: float) -> str:
     """A figure with three digits that count, thousands set apart."""
     if not math.isfinite(value):
-        return "–"
+        return "-"
     if abs(value) >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"

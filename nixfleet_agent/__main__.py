@@ -8,6 +8,13 @@ from nixfleet_agent.options import from_environment, read_plain
 
 def main() -> int:
     """Run the daemon if the command line is nothing but its flags; leave everything else to click."""
+    try:
+        return _run()
+    except KeyboardInterrupt:  # before anything began that would have to be ended in good order
+        return 130
+
+
+def _run() -> int:
     flags = read_plain(sys.argv[1:])
     if flags is None or "_NIXFLEET_AGENT_COMPLETE" in os.environ:
         from nixfleet_agent.cli import cli

@@ -129,6 +129,7 @@ class Applier:
         began, retry_after_ms = self._desk.clock().mono_ms, None
         try:
             ok = await work() is not False
+            self._desk.telemetry.causes.pop(duty.value, None)
         except EXPECTED as error:
             ok = False
             retry_after_ms = error.retry_after_ms if isinstance(error, RefusedError) else None
@@ -139,10 +140,11 @@ class Applier:
         await self._desk.tell(DutyFinished(at=at, duty=duty, ok=ok, retry_after_ms=retry_after_ms, jitter=jitter))
 
     def _log_failure(self, duty: Duty, error: BaseException) -> None:
-        """A long outage is one warning, not one a second."""
-        failures = self._desk.state().session.failures.get(duty, 0)
-        level = logging.WARNING if failures == 0 else logging.DEBUG
-        log.log(level, f"{duty.value} failed", extra={"fields": {"cause": str(error)}})
+        """A long outage is one warning, not one a second; another cause is another warning."""
+        causes, cause = self._desk.telemetry.causes, str(error)
+        level = logging.DEBUG if causes.get(duty.value) == cause else logging.WARNING
+        causes[duty.value] = cause
+        log.log(level, f"{duty.value} failed", extra={"fields": {"cause": cause}})
 
     async def _look(self) -> None:
         await self._desk.tell(SystemObserved(at=self._desk.clock(), system=self._observe()))

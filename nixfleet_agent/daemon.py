@@ -1,15 +1,15 @@
 """Put the daemon together and run it until it is told to stop.
 
-Order of a start: configuration, state directory, journal, host key, client certificate, then the reducer takes stock
-of the host (`Booted`) and everything else follows from what `step` orders. Only a mistake in the configuration ends
-the process; a control plane that is away, a full disk or a damaged journal do not.
+Order of a start: signals, configuration, state directory, journal, host key, client certificate, then the reducer
+takes stock of the host (`Booted`) and everything else follows from what `step` orders. Only a mistake in the
+configuration ends the process; a control plane that is away, a full disk or a damaged journal do not.
 """
 
 import logging
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,7 +52,9 @@ from state_machine.state import State
 from state_machine.values import Closure, SwitchMethod, is_closure
 
 assert lean  # imported for what it keeps out, before anything imports httpx
-STOP_WITHIN_S: Final = 4.0
+CLOSE_WITHIN_S: Final = 1.0
+"""How long saying goodbye to the control plane may take; with what workers need to stop it stays under five seconds."""
+CLEAR_WITHIN_S: Final = 5.0
 log = logging.getLogger(__name__)
 
 
@@ -67,6 +69,15 @@ class Parts:
     platform: Platform
     manager: ServiceManager
     telemetry: Telemetry
+    opened: Opened
+
+
+@attrs.frozen(kw_only=True)
+class Signals:
+    """What the service manager or a person at the terminal asks for."""
+
+    stop: AsyncIterator[int]
+    hangup: AsyncIterator[int]
 
 
 async def run(config: Config, once_within_s: float | None = None) -> int:
@@ -76,17 +87,25 @@ async def run(config: Config, once_within_s: float | None = None) -> int:
         ConfigurationError, EvidenceError, CertificateError: what it was given cannot work.
         JournalBusyError: another agent runs on this state directory.
     """
-    host_key = load_host_key(config.ssh_host_key_file)
-    probes = probes_or_failure(config)
-    platform = make_platform(config)
-    opened = open_ledger(config.state_dir, host_key=host_key, hostname=config.machine_id)
-    try:
-        return await _run_with(config, host_key, probes, platform, opened, once_within_s)
-    finally:
-        opened.close()
+    # From here on a signal waits until it can be obeyed in good order.
+    with (
+        trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as stop,
+        trio.open_signal_receiver(signal.SIGHUP) as hup,
+    ):
+        host_key = load_host_key(config.ssh_host_key_file)
+        probes = probes_or_failure(config)
+        platform = make_platform(config)
+        opened = open_ledger(config.state_dir, host_key=host_key, hostname=config.machine_id)
+        try:
+            return await _run_with(
+                Signals(stop=stop, hangup=hup), config, host_key, probes, platform, opened, once_within_s
+            )
+        finally:
+            opened.close()
 
 
 async def _run_with(
+    signals: Signals,
     config: Config,
     host_key: HostKey,
     probes: tuple[Probe, ...],
@@ -105,11 +124,11 @@ async def _run_with(
     await parts.workers.certificate.load()
     listeners = await _metrics_listeners(config)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_stop_on_signal, nursery.cancel_scope, parts.manager)
+        nursery.start_soon(_stop_on_signal, signals.stop, nursery.cancel_scope, parts.manager)
         applier = Applier(parts.desk, parts.workers, platform.observe, nursery)
         nursery.start_soon(parts.runtime.reduce, applier, name="reducer")
         nursery.start_soon(parts.runtime.alarm, name="alarm")
-        _start_helpers(parts, nursery)
+        _start_helpers(parts, signals, nursery)
         if opened.holds:
             log.error("nothing new will be begun", extra={"fields": {"why": opened.holds}})
             nursery.start_soon(opened.wait_until_usable, nursery.cancel_scope)
@@ -120,7 +139,8 @@ async def _run_with(
         if once_within_s is not None:
             exit_status = await once.settled(parts.runtime, once_within_s)
             nursery.cancel_scope.cancel()
-    await parts.desk.uplink.close()
+    with trio.move_on_after(CLOSE_WITHIN_S):
+        await parts.desk.uplink.close()
     if opened.reborn:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     return exit_status
@@ -171,16 +191,17 @@ def _assemble(
         platform=platform,
         manager=manager,
         telemetry=telemetry,
+        opened=opened,
     )
 
 
-def _start_helpers(parts: Parts, nursery: trio.Nursery) -> None:
+def _start_helpers(parts: Parts, signals: Signals, nursery: trio.Nursery) -> None:
     restarts = parts.telemetry.worker_restarts
     nursery.start_soon(keep_going, "probes", parts.workers.probes.run, restarts, name="probes")
-    nursery.start_soon(_reload_on_hangup, parts, name="hangup")
+    nursery.start_soon(_reload_on_hangup, signals.hangup, parts, name="hangup")
 
     async def serve_control() -> None:
-        await control.serve(parts.config.state_dir, lambda request: _answer(parts, request))
+        await control.serve(parts.config.state_dir, lambda request: _answer(parts, request), restarts)
 
     nursery.start_soon(keep_going, "control", serve_control, restarts, name="control")
 
@@ -204,20 +225,18 @@ def _serve_metrics(parts: Parts, nursery: trio.Nursery, listeners: list[trio.Soc
     log.info("metrics", extra={"fields": {"url": f"http://{host}:{port}/metrics"}})
 
 
-async def _stop_on_signal(scope: trio.CancelScope, manager: ServiceManager) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for number in signals:
-            log.info("stopping", extra={"fields": {"signal": signal.Signals(number).name}})
-            manager.stopping()
-            scope.cancel()
-            return
+async def _stop_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope, manager: ServiceManager) -> None:
+    async for number in signals:
+        log.info("stopping", extra={"fields": {"signal": signal.Signals(number).name}})
+        manager.stopping()
+        scope.cancel()
+        return
 
 
-async def _reload_on_hangup(parts: Parts) -> None:
+async def _reload_on_hangup(signals: AsyncIterator[int], parts: Parts) -> None:
     """SIGHUP: read the health checks again, and exchange everything now."""
-    with trio.open_signal_receiver(signal.SIGHUP) as signals:
-        async for _ in signals:
-            await _reload(parts)
+    async for _ in signals:
+        await _reload(parts)
 
 
 async def _reload(parts: Parts) -> None:
@@ -227,6 +246,12 @@ async def _reload(parts: Parts) -> None:
         log.error("the health checks were not reloaded", extra={"fields": {"problems": list(error.problems)}})
     else:
         await parts.runtime.tell(ProbesDeclared(at=now(), probes=tuple(spec(probe) for probe in probes)))
+    await _poke(parts)
+
+
+async def _poke(parts: Parts) -> None:
+    """Try everything now that would be tried later."""
+    parts.opened.poke()
     await parts.runtime.tell(Poked(at=now()))
 
 
@@ -236,20 +261,36 @@ async def _answer(parts: Parts, request: Mapping[str, Any]) -> dict[str, Any]:
         case "status":
             state = parts.runtime.state()
             said = document(state.known, state.session, now())
+            said["contact"]["causes"] = dict(parts.telemetry.causes)
             return {**said, "journal_error": parts.telemetry.journal_stuck}
         case "poke":
-            await parts.runtime.tell(Poked(at=now()))
+            await _poke(parts)
             return {"ok": True}
         case "clear-quarantine":
-            closure = request.get("closure")
-            if closure is not None and not (isinstance(closure, str) and is_closure(closure)):
-                return {"error": "no closure name"}
-            cleared = None if closure is None else Closure(closure)
-            event = QuarantineCleared(at=now(), closure=cleared, by=str(request.get("by", "operator"))[:64])
-            await parts.runtime.tell(event)
-            return {"ok": True}
+            return await _clear_quarantine(parts, request)
         case _:
             return {"error": "unknown request"}
+
+
+async def _clear_quarantine(parts: Parts, request: Mapping[str, Any]) -> dict[str, Any]:
+    """Answered when it is on the record."""
+    closure, known = request.get("closure"), parts.runtime.state().known
+    if closure is not None and not (isinstance(closure, str) and is_closure(closure)):
+        return {"error": "no closure name"}
+    wanted = set(known.quarantine) if closure is None else {closure} & set(known.quarantine)
+    if known.settings.holds:
+        return {"error": known.settings.holds}
+    if not wanted:
+        return {"error": f"{closure or 'nothing'} is not quarantined"}
+    # What is not text in UTF-8 could not be journaled.
+    by = str(request.get("by", "operator"))[:64].encode("utf-8", "replace").decode()
+    cleared = None if closure is None else Closure(closure)
+    await parts.runtime.tell(QuarantineCleared(at=now(), closure=cleared, by=by))
+    with trio.move_on_after(CLEAR_WITHIN_S):
+        while wanted & set(parts.runtime.state().known.quarantine):
+            await parts.runtime.turned()
+        return {"ok": True}
+    return {"error": f"not yet: {parts.telemetry.journal_stuck or 'the agent is busy'}"}
 
 
 def make_platform(config: Config) -> Platform:

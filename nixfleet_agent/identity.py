@@ -51,6 +51,18 @@ class Certificate:
         return self.cn == machine_id or self.cn.startswith(f"agent-{machine_id}.")
 
 
+def read_pem(path: Path) -> bytes | None:
+    """What is in a certificate file; None when there is no such file.
+
+    Raises:
+        UnusableCertificateError: it cannot be read.
+    """
+    try:
+        return read_limited(path, CERTIFICATE_LIMIT)
+    except OSError as error:
+        raise UnusableCertificateError(problem=f"the client certificate {path}: {error.strerror}") from error
+
+
 async def make_csr(machine_id: HostName, key: Path) -> str:
     """A PEM signing request for this host, signed by its own key.
 
@@ -107,7 +119,7 @@ def _bytes_of(key: Path) -> bytes:
     try:
         return read_limited(key, CERTIFICATE_LIMIT) or b""
     except OSError as error:
-        raise UnusableCertificateError(problem=f"{key}: {error.strerror}") from error
+        raise UnusableCertificateError(problem=f"the client key {key}: {error.strerror}") from error
 
 
 def _remembered(path: Path | None, stamp: str) -> dict[str, Any] | None:

@@ -67,6 +67,7 @@ def clear_quarantine(state_dir: Path, closure: str | None, host_key: Path) -> in
     if name is not None and not is_closure(name):
         raise StateError(problem=f"{closure!r} is not the name of a store path; see `quarantine list`")
     by = os.environ.get("SUDO_USER") or os.environ.get("USER") or str(os.getuid())
+    by = by.encode("utf-8", "replace").decode()
     request = {"do": "clear-quarantine", "closure": name, "by": by}
     if control.ask(state_dir, {"do": "status"}) is not None:
         return order(state_dir, request)

@@ -1,6 +1,7 @@
 """Start the daemon and turn whatever ends it into one clear line and an exit status."""
 
 import sys
+from typing import Final
 
 from nixfleet_agent import lean
 from nixfleet_agent.config import merge, read_config
@@ -8,15 +9,16 @@ from nixfleet_agent.errors import EXIT_CONFIGURATION, EXIT_RUNTIME, AgentError, 
 from nixfleet_agent.options import Raw
 
 assert lean
+EXIT_INTERRUPTED: Final = 130
 
 
 def launch(flags: Raw, environment: Raw) -> int:
-    """Run the daemon until it is told to stop; the exit status: 0, 1 (runtime) or 2 (configuration)."""
+    """Run the daemon until it is told to stop; the exit status: 0, 1 (runtime), 2 (configuration) or 130 (Ctrl-C)."""
     return _run(merge(flags, environment), None)
 
 
 def launch_once(raw: Raw, timeout_s: float) -> int:
-    """Run it until this host is settled; the exit status says how (see `once.Outcome`)."""
+    """Run it until this host is settled; the exit status says how (see `once`)."""
     return _run(raw, timeout_s)
 
 
@@ -40,7 +42,23 @@ def _run(raw: Raw, once_within_s: float | None) -> int:
     except (EvidenceError, CertificateError) as error:
         return complain(ConfigurationError(problems=(str(error),)))
     except KeyboardInterrupt:
-        return 130
+        return EXIT_INTERRUPTED
+    except BaseExceptionGroup as group:
+        return _because_of(group)
+
+
+def _because_of(group: BaseExceptionGroup[BaseException]) -> int:
+    """The exit status when tasks ended it: for something to be told in a line, or for a defect, which is raised on."""
+    if group.subgroup(KeyboardInterrupt) is not None:
+        return EXIT_INTERRUPTED
+    expected, defects = group.split(AgentError)
+    if expected is None or defects is not None:
+        raise group
+    leaf: BaseException = expected
+    while isinstance(leaf, BaseExceptionGroup):
+        leaf = leaf.exceptions[0]
+    assert isinstance(leaf, AgentError)
+    return complain(leaf)
 
 
 def complain(error: AgentError) -> int:

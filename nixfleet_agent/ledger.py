@@ -87,11 +87,18 @@ class Opened:
     holds: str = ""
     reborn: bool = False
     """The journal can be used again: the process is to start itself anew."""
+    _poked: trio.Event = attrs.field(factory=trio.Event, init=False)
+
+    def poke(self) -> None:
+        """Somebody has reason to think that things are better now."""
+        self._poked.set()
 
     async def wait_until_usable(self, scope: trio.CancelScope) -> None:
-        """Look now and then whether the journal can be opened; then end this run."""
+        """Look now and then, and when poked, whether the journal can be opened; then end this run."""
         while True:
-            await trio.sleep(TRY_AGAIN_S)
+            self._poked = trio.Event()
+            with trio.move_on_after(TRY_AGAIN_S):
+                await self._poked.wait()
             if await trio.to_thread.run_sync(self.try_again):
                 break
         log.info("the journal can be used again; starting anew")

@@ -13,6 +13,8 @@ LONG_POLL_WAIT_S: Final = 1
 """Whoever runs once does not wait for what might come later."""
 
 CONVERGED: Final = 0
+CANNOT: Final = 1
+"""Nothing may be begun in this run, such as for a journal that cannot be used; the log says why."""
 ROLLED_BACK: Final = 3
 FAILED: Final = 4
 NEEDS_REBOOT: Final = 5
@@ -38,6 +40,8 @@ async def settled(runtime: Runtime, within_s: float) -> int:
 def exit_status(state: State) -> int | None:
     """What there is to say about a settled host; None while it is not."""
     known, session = state.known, state.session
+    if known.settings.holds:
+        return CANNOT
     asked = Duty.DISPATCH in session.last_success and Duty.HEARTBEAT in session.last_success
     if not asked or known.waiting is not None or known.operation is not None or fact_backlog(known):
         return None

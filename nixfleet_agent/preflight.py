@@ -10,24 +10,22 @@ from evidence.errors import EvidenceError
 from evidence.host_key import load_host_key
 from evidence.trust import load_trust, unusable_keys
 from nixfleet_agent import identity, lean
-from nixfleet_agent.config import Config, read_config
+from nixfleet_agent.clock import now
+from nixfleet_agent.config import Config, examine
 from nixfleet_agent.errors import ConfigurationError
-from nixfleet_agent.files import read_limited
 from nixfleet_agent.health_checks import load_probes
 from nixfleet_agent.options import Raw
 from nixfleet_agent.tls import client_context, server_context
+from wire.timestamps import format_rfc3339
 
 assert lean
 
 
 def problems(raw: Raw) -> list[str]:
     """A line for each problem, naming the flag and the way out; empty when there is none."""
-    try:
-        config = read_config(raw)
-    except ConfigurationError as error:
-        return list(error.problems)
+    config, found = examine(raw)
     checks: tuple[Callable[[Config], None], ...] = (_keys, _trust, _identity, _probes, _state_dir)
-    return [line for check in checks for line in _outcome(check, config)]
+    return [*found, *(line for check in checks for line in _outcome(check, config))]
 
 
 def _outcome(check: Callable[[Config], None], config: Config) -> list[str]:
@@ -54,13 +52,27 @@ def _identity(config: Config) -> None:
     server_context(config.ca_cert)
     if config.client_cert is None:
         return
-    pem = read_limited(config.client_cert, identity.CERTIFICATE_LIMIT)
+    pem = identity.read_pem(config.client_cert)
     if pem is None:
         return _enrolment(config, config.client_cert)
     certificate = trio.run(identity.inspect, pem, config.client_key)
-    identity.require_own(certificate, config.machine_id, config.client_cert)
+    if config.machine_id:
+        identity.require_own(certificate, config.machine_id, config.client_cert)
     client_context(config.ca_cert, config.client_cert, config.client_key)
-    return None
+    return _validity(certificate, config.client_cert)
+
+
+def _validity(certificate: identity.Certificate, path: Path) -> None:
+    """One that has ended cannot renew itself (protocol section 8.3)."""
+    at = now().wall_ms
+    if at >= certificate.not_after:
+        ended = format_rfc3339(certificate.not_after)
+        problem = f"--client-cert: {path} ended at {ended}; remove it and enrol again with a new token"
+        raise ConfigurationError(problems=(problem,))
+    if at < certificate.not_before:
+        begins = format_rfc3339(certificate.not_before)
+        problem = f"--client-cert: {path} begins only at {begins}; set the clock of this host"
+        raise ConfigurationError(problems=(problem,))
 
 
 def _enrolment(config: Config, client_cert: Path) -> None:

@@ -14,7 +14,7 @@ from state_machine.state import (
     Tracked,
     fact_backlog,
 )
-from state_machine.values import Moment, Phase, ProbeMode, ProbeStatus
+from state_machine.values import Moment, Phase, ProbeMode, ProbeStatus, SteadyMs
 from wire.timestamps import format_rfc3339
 
 SCHEMA: Final = 1
@@ -96,13 +96,18 @@ def document(known: Known, session: Session | None, at: Moment) -> dict[str, Any
             for closure, entry in sorted(known.quarantine.items())
         ],
         "refusals": [
-            {"what": what, "detail": note.detail, "age_secs": (known.clock.read(at) - note.at) // 1000}
+            {"what": what, "detail": note.detail, "age_secs": _age_s(known, note.at, at)}
             for what, note in sorted(known.refusals.items(), key=lambda item: item[1].at)
         ],
         "outbox": {t.record.rollout_id: t.record.last_seq - t.delivered_seq for t in fact_backlog(known)},
         "facts_refused": sum(tracked.refused_facts for tracked in known.rollouts.values()),
         "contact": None if session is None else _contact(session, at),
     }
+
+
+def _age_s(known: Known, since: SteadyMs, at: Moment) -> int:
+    """Running time since an instant. After a reboot without the agent the clock of its last run reads too early."""
+    return max(0, known.clock.read(at) - since) // 1000
 
 
 def reboot_required(known: Known) -> bool:
@@ -140,7 +145,7 @@ def _rollout(known: Known, tracked: Tracked, at: Moment) -> dict[str, Any]:
 def _probe(known: Known, health: ProbeHealth | None, at: Moment) -> dict[str, Any]:
     if health is None:
         return {"status": ProbeStatus.UNKNOWN.value}
-    since = (known.clock.read(at) - health.since) // 1000
+    since = _age_s(known, health.since, at)
     return {"status": health.status.value, "for_secs": since, "reason": health.reason}
 
 

@@ -19,5 +19,7 @@ class Telemetry:
     journal_errors: int = 0
     journal_stuck: str | None = None
     """Why nothing can be written to the journal at the moment, if so."""
+    causes: MutableMapping[str, str] = attrs.field(factory=dict)
+    """Why the last exchange of a duty failed, for as long as none succeeds."""
     exchange_seconds: MutableMapping[str, float] = attrs.field(factory=dict)
     probe_seconds: MutableMapping[str, float] = attrs.field(factory=dict)

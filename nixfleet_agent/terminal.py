@@ -83,7 +83,9 @@ def _probe(probe: Mapping[str, Any]) -> str:
 def _contact(contact: Mapping[str, Any] | None) -> Iterator[str]:
     if contact is None:
         return
-    failing = ", ".join(f"{duty} failed {count} times" for duty, count in contact["failures"].items())
-    yield _row("contact", (contact["last"] or "none yet") + (f"; {failing}" if failing else ""))
+    yield _row("contact", contact["last"] or "none yet")
+    for duty, count in contact["failures"].items():
+        cause = contact.get("causes", {}).get(duty)
+        yield _row("", f"{duty} failed {count} times" + (f": {cause}" if cause else ""))
     if contact["certificate_days"] is not None:
         yield _row("certificate", f"{contact['certificate_days']} days left")

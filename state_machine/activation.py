@@ -272,7 +272,7 @@ NO_WAY_BACK: Final = "no earlier system is on record to go back to, or it is the
 def has_way_back(known: Known, tracked: Tracked) -> bool:
     """There is a recorded system to go back to: not the target (S5), and none that this host has rolled back (S3)."""
     prior = tracked.prior
-    return prior is not None and prior != tracked.record.target_closure and prior not in known.quarantine
+    return bool(prior) and prior != tracked.record.target_closure and prior not in known.quarantine
 
 
 def roll_back(turn: Turn, rollout_id: RolloutId, why: str) -> None:
@@ -321,15 +321,27 @@ def _after_rollback(turn: Turn, operation: RollingBack, event: SwitchFinished) -
 
 def rolled_back(turn: Turn, operation: RollingBack, exit_code: int) -> None:
     """The recorded system runs again."""
+    _record_being_back(turn, operation.rollout_id, operation.closure, exit_code)
+
+
+def _record_being_back(turn: Turn, rollout_id: RolloutId, closure: Closure, exit_code: int) -> None:
     turn.set(operation=None, drift=None)
     turn.record(
-        operation.rollout_id,
-        lambda seq: RollbackComplete(
-            seq=seq, reverted_to_closure=operation.closure, exit_code=exit_code, completed_at=turn.wall
-        ),
+        rollout_id,
+        lambda seq: RollbackComplete(seq=seq, reverted_to_closure=closure, exit_code=exit_code, completed_at=turn.wall),
     )
     health.forget_results(turn)
     turn.order(RestartProbes(activated_at=turn.wall, max_failed_units=None))
+
+
+def notice_being_back(turn: Turn) -> None:
+    """A rollback that was given up has come about all the same: by the reboot it waited for, or by hand."""
+    known, current = turn.known, turn.known.current
+    if current is None or current.record.phase is not Phase.FAILED or known.operation is not None:
+        return
+    prior, target = current.prior, current.record.target_closure
+    if prior and prior != target and target in known.quarantine and _runs_for_good(turn, prior):
+        _record_being_back(turn, current.record.rollout_id, prior, 0)
 
 
 def _rollback_failed(turn: Turn, operation: RollingBack, exit_code: int | None, detail: str, jitter: float) -> None:
@@ -395,6 +407,8 @@ def resume(turn: Turn, *, rebooted: bool) -> None:
             timeout_s = turn.known.settings.switch_timeout_s
             turn.set(operation=attrs.evolve(operation, due=_lost_at(turn)))
             turn.order(Rollback(op=operation.op, closure=operation.closure, timeout_s=timeout_s))
+        case None:
+            notice_being_back(turn)
         case _:
             pass
 

@@ -218,6 +218,7 @@ def on_system_observed(turn: Turn, event: SystemObserved) -> None:
         return None
     if current.record.phase is Phase.DEFERRED and event.system.running == current.record.target_closure:
         return activation.complete_deferred(turn, current.record.rollout_id)
+    activation.notice_being_back(turn)
     _note_drift(turn, current)
     judge(turn, looked=True)
     return None

@@ -9,7 +9,7 @@ from typing import Final
 
 import attrs
 
-from state_machine import activation, delivery, schedule
+from state_machine import activation, delivery, schedule, tracking
 from state_machine.actions import Abandon
 from state_machine.events import (
     DispatchKind,
@@ -22,8 +22,7 @@ from state_machine.events import (
 )
 from state_machine.facts import ActivationFailed, DispatchAck, DispatchReject, RollbackRequested, TargetRefused
 from state_machine.freshness import freshness_left_ms, is_superseded, time_verdict
-from state_machine.lifecycle import HostRollout, opened
-from state_machine.state import Forgotten, HeldDispatch, Known, Realising, SeenIntent, Tracked
+from state_machine.state import HeldDispatch, Known, Realising, SeenIntent, Tracked
 from state_machine.turn import Turn, without
 from state_machine.values import (
     Closure,
@@ -37,8 +36,6 @@ from state_machine.values import (
 )
 
 INTENTS_KEPT: Final = 8
-TRACKED_KEPT: Final = 32
-FORGOTTEN_KEPT: Final = 256
 ADOPTED_SEQ_MAX: Final = 1_000_000
 """A number no rollout reaches: one near the end of what JSON can count would make the facts after it unwritable."""
 SOAK_ASKED_MAX_S: Final = 30 * 86_400
@@ -267,7 +264,7 @@ def _reject_held(turn: Turn, reason: Reason, detail: str) -> None:
     turn.set_session(refetch_at=None, refetch_failures=0)
     if held.adopted is not None:
         return  # it is not ours to answer for; the next heartbeat brings it up again
-    tracked = turn.known.rollouts.get(held.rollout_id) or _track(turn, held, None)
+    tracked = turn.known.rollouts.get(held.rollout_id) or tracking.track(turn, held, None)
     if tracked.record.phase is not Phase.PENDING:
         return
     turn.put(attrs.evolve(tracked, rejected_at=turn.now))
@@ -279,68 +276,10 @@ def _reject_held(turn: Turn, reason: Reason, detail: str) -> None:
     turn.record(held.rollout_id, lambda seq: DispatchReject(seq=seq, reason=reason, rejected_at=turn.wall))
 
 
-def _track(turn: Turn, held: HeldDispatch, intent: VerifiedIntent | None) -> Tracked:
-    """Begin (or, for one that was rejected before, renew) the rollout of `held`."""
-    known = turn.known
-    old = known.rollouts.get(held.rollout_id)
-    if old is None:
-        _forget_oldest(turn)
-    record = _record_for(turn.known, held, old)
-    tracked = Tracked(
-        number=known.next_number,
-        record=record,
-        intent=intent,
-        prior=known.system.running,
-        soak_ms=_soak_ms(held, intent),
-        oldest_seq=old.oldest_seq if old else held.adopted_seq + 1,
-        delivered_seq=old.delivered_seq if old else record.last_seq,
-        rejected_at=old.rejected_at if old else None,
-    )
-    turn.set(next_number=known.next_number + 1, forgotten=without(turn.known.forgotten, held.rollout_id))
-    turn.put(tracked)
-    return tracked
-
-
-def _record_for(known: Known, held: HeldDispatch, old: Tracked | None) -> HostRollout:
-    if old is not None:
-        return attrs.evolve(old.record, target_closure=held.target, soak_due_at=held.soak_due_at)
-    fresh = opened(held.rollout_id, known.settings.machine_id, held.target, soak_due_at=held.soak_due_at)
-    earlier = known.forgotten.get(held.rollout_id)
-    last_seq = held.adopted_seq if earlier is None else earlier.last_seq
-    return attrs.evolve(fresh, phase=held.adopted or Phase.PENDING, last_seq=last_seq)
-
-
-def _soak_ms(held: HeldDispatch, intent: VerifiedIntent | None) -> int:
-    """The signed soak is the least; the control plane may ask for a longer one, never for a shorter."""
-    signed = 0 if intent is None else intent.policy.soak_ms
-    return max(signed, held.soak_ms or 0)
-
-
-def _forget_oldest(turn: Turn) -> None:
-    """Room for one more: what is delivered goes before what is not, what was only rejected before what was taken."""
-    known = turn.known
-    if len(known.rollouts) < TRACKED_KEPT:
-        return
-    spare = [tracked for tracked in known.rollouts.values() if tracked.record.rollout_id != known.active]
-    oldest = min(
-        spare, key=lambda t: (t.record.last_seq > t.delivered_seq, t.record.phase is not Phase.PENDING, t.number)
-    )
-    record = oldest.record
-    entry = Forgotten(number=oldest.number, phase=record.phase, last_seq=record.last_seq)
-    forgotten = {**known.forgotten, record.rollout_id: entry}
-    if len(forgotten) > FORGOTTEN_KEPT:
-        least = min(
-            forgotten,
-            key=lambda rollout_id: (forgotten[rollout_id].phase is not Phase.PENDING, forgotten[rollout_id].number),
-        )
-        del forgotten[least]
-    turn.set(rollouts=without(known.rollouts, record.rollout_id), forgotten=forgotten)
-
-
 def _take(turn: Turn, held: HeldDispatch, intent: VerifiedIntent) -> None:
     """Acknowledge the dispatch and begin (S5: what runs now is what a rollback will go back to)."""
     _supersede(turn, held.rollout_id)
-    tracked = _track(turn, held, intent)
+    tracked = tracking.track(turn, held, intent)
     turn.set(waiting=None, active=held.rollout_id, drift=None)
     if tracked.record.phase is Phase.PENDING:
         turn.record(

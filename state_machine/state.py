@@ -50,8 +50,8 @@ class SteadyClock:
         return SteadyMs(at.mono_ms + self.offset_ms)
 
     def booted(self, boot_id: str, at: Moment) -> "SteadyClock":
-        """The clock for a run that found `boot_id`."""
-        if boot_id == self.boot_id:
+        """The clock for a run that found `boot_id`. Running time never goes back, whatever the monotonic clock says."""
+        if boot_id == self.boot_id and self.read(at) >= self.last_ms:
             return self
         return attrs.evolve(self, boot_id=boot_id, offset_ms=self.last_ms - at.mono_ms)
 

@@ -30,7 +30,7 @@ from state_machine.facts import (
     RollbackFailed,
     RollbackRequested,
 )
-from state_machine.intake import FORGOTTEN_KEPT, INTENTS_KEPT, TRACKED_KEPT
+from state_machine.intake import INTENTS_KEPT
 from state_machine.passages import (
     Passage,
     facts_of,
@@ -43,6 +43,7 @@ from state_machine.passages import (
 )
 from state_machine.state import Known, Realising, RollingBack, SeenIntent, Switching, Tracked
 from state_machine.system import SystemView
+from state_machine.tracking import FORGOTTEN_KEPT, TRACKED_KEPT
 from state_machine.turn import REFUSALS_KEPT
 from state_machine.values import CLOCK_SLACK_MS, FailurePolicy, Phase, ProbeMode, ProbeStatus, RolloutId
 

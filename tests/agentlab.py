@@ -28,10 +28,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import httpx
 import trio
+from prometheus_client.core import Metric
+from prometheus_client.parser import text_string_to_metric_families
 
+from control_plane.rows import Mirror
+from control_plane.schema import load_book, open_reader
 from nixfleet_agent import control
-from nixfleet_agent.errors import AgentError
 from nixfleet_agent.journal.entries import Record
 from nixfleet_agent.journal.reader import JournalReader
 from nixfleet_agent.ledger import JOURNAL_NAME, fold
@@ -252,6 +256,10 @@ class Agent:
             words, env=self.environment(), capture_output=True, text=True, check=False, timeout=PATIENCE_S * 2
         )
 
+    def poke(self) -> None:
+        """Have it try everything now that it would try later."""
+        assert self.until("an answer", lambda: self._ask({"do": "poke"})) == {"ok": True}
+
     # What can be seen of it
 
     def until(self, what: str, seen: Callable[[], T], timeout_s: float = PATIENCE_S) -> T:
@@ -267,9 +275,12 @@ class Agent:
 
     def status(self) -> dict[str, Any] | None:
         """What the agent says of itself; None while it does not answer."""
+        return self._ask({"do": "status"})
+
+    def _ask(self, request: Mapping[str, Any]) -> dict[str, Any] | None:
         try:
-            return control.ask(self.state_dir, {"do": "status"})
-        except (OSError, AgentError):
+            return control.ask(self.state_dir, request)
+        except OSError:
             return None  # starting, or just killed
 
     def until_status(self, what: str, holds: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
@@ -300,6 +311,36 @@ class Agent:
         """The same, and the control plane has been told everything."""
         self.until_phase(rollout_id, *phases)
         return self.until_status("an empty outbox", lambda said: not said["outbox"])
+
+    def until_failed(self, duty: str, times: int = 1, because: str = "") -> str:
+        """An exchange failed at least so often in a row, lastly for a reason with `because` in it; the whole reason."""
+
+        def failed(said: dict[str, Any]) -> bool:
+            contact = said["contact"]
+            return contact["failures"].get(duty, 0) >= times and because in contact["causes"].get(duty, "")
+
+        said = self.until_status(f"{duty} to fail {times} times because of {because!r}", failed)
+        return str(said["contact"]["causes"][duty])
+
+    def until_reached(self, duty: str) -> dict[str, Any]:
+        """An exchange has succeeded since the start of this process."""
+        return self.until_status(f"{duty} to succeed", lambda said: duty in said["contact"]["last_by_duty"])
+
+    def until_enrolled(self) -> None:
+        """A certificate is in use."""
+        self.until_status("a certificate", lambda said: said["contact"]["certificate_days"] is not None)
+
+    def metrics(self) -> list[Metric]:
+        """What it serves on its metrics port, parsed."""
+        url = self.until_logged("metrics")["url"]
+        answer = httpx.get(url, trust_env=False)
+        assert answer.status_code == 200
+        return list(text_string_to_metric_families(answer.text))
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        """One sample."""
+        samples = [sample for family in self.metrics() for sample in family.samples]
+        return next((s.value for s in samples if s.name == name and s.labels == labels), None)
 
     def until_logged(self, message: str, **fields: Any) -> dict[str, Any]:
         """A log line with this message and these fields."""
@@ -384,6 +425,14 @@ def told(cp: Running, rollout_id: str, host: str) -> list[dict[str, Any]]:
         return []
     rows = answer.json()["events"]
     return [row["payload"] for row in rows if row["kind"] == "agent_event" and row["host"] == host]
+
+
+def mirror(database: Path, rollout_id: str, host: str) -> Mirror:
+    """What a control plane's database says of a host in a rollout."""
+    with contextlib.closing(open_reader(database)) as reader:
+        row = load_book(reader).get(Mirror, rollout_id, host)
+    assert row is not None
+    return row
 
 
 @functools.cache

@@ -9,6 +9,7 @@ import ssl
 from pathlib import Path
 from typing import Final
 
+import attrs
 import httpx
 
 from evidence.canonical import parse
@@ -52,8 +53,9 @@ class CertificateWorker:
                 Connection(config.control_plane_url, _transport(server_context(config.ca_cert)))
             )
             return
-        pem = read_limited(config.client_cert, identity.CERTIFICATE_LIMIT)
+        pem = identity.read_pem(config.client_cert)
         if pem is None:
+            server_context(config.ca_cert)  # one that cannot be used is told now, not at the first try to enrol
             await self._desk.tell(CertificateLoaded(at=self._desk.clock(), validity=None))
             return
         certificate = await identity.inspect(pem, config.client_key, remember=self._memory)
@@ -89,7 +91,7 @@ class CertificateWorker:
             body = encode(EnrollRequest(token=token, csr_pem=csr))
             answer = await connection.request("POST", ENROLL, now=self._desk.clock().wall_ms, json=body)
             try:
-                value = read_json(ENROLL, answer)
+                value = read_json(ENROLL, attrs.evolve(answer, body=_without_secrets(answer.body, token)))
             except RefusedError as refusal:
                 if 400 <= refusal.status < 500:
                     await self._report(connection, token, refusal)
@@ -144,6 +146,16 @@ class CertificateWorker:
             await connection.request("POST", BOOTSTRAP_REPORT, now=self._desk.clock().wall_ms, json=encode(report))
         except TransportError as error:
             log.warning("the enrolment failure could not be reported", extra={"fields": {"cause": str(error)}})
+
+
+def _without_secrets(said: bytes, token: dict[str, JsonValue]) -> bytes:
+    """What the control plane said, should it have repeated what makes the token worth stealing: it will be logged."""
+    claims = token.get("claims")
+    secrets = [token.get("signature"), claims.get("nonce") if isinstance(claims, dict) else None]
+    for secret in secrets:
+        if isinstance(secret, str) and secret:
+            said = said.replace(secret.encode(), b"***")
+    return said
 
 
 def _reason(said: str) -> str:

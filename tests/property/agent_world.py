@@ -227,6 +227,12 @@ class World:
         self.state = State(known=replayed.known, session=Session())
         self.start()
 
+    def lose_state(self) -> None:
+        """Somebody removes the state directory under a dead agent. What follows is another agent's run."""
+        self.state, self.journal, self.run, self.facts = GENESIS, [], [], {}
+        self.ended = {}  # a new journal counts its orders from one; units are told apart by journal as well
+        self.kill()
+
     def power_cut(self, into: Closure | None = None) -> None:
         """The host goes down, stays down for a minute and comes up with `into`, by default the profile."""
         self.pass_time(MINUTE)

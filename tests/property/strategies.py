@@ -139,7 +139,7 @@ moments = st.builds(Moment, wall_ms=wall_instants, mono_ms=st.sampled_from([0, M
 systems = st.builds(
     SystemView,
     boot_id=st.sampled_from(["boot-1", "boot-2"]),
-    running=st.none() | closures,
+    running=st.none() | closures | st.just(Closure("")),
     booted=st.none() | closures,
     profile=st.none() | closures,
 )
@@ -185,7 +185,7 @@ EVENTS: Final[dict[type[Event], st.SearchStrategy[Event]]] = {
         hostname=st.sampled_from([HOST, HOST, HOST, "node8", "x" * 3000]),
         rollout_id=st.sampled_from(ROLLOUT_TEXTS),
         target_closure=st.sampled_from(CLOSURE_TEXTS),
-        running=st.none() | closures,
+        running=st.none() | closures | st.just(Closure("")),
         soak_due_at=st.none() | wall_instants,
         soak_s=st.none() | numbers,
         kind=st.sampled_from(DispatchKind),
@@ -259,7 +259,7 @@ def operations_in(phase: Phase, prior: Closure | None, *, target: Closure = NEW)
             switching,
             attrs.evolve(switching, attempt=3),
         ]
-    if phase is Phase.FAILED and prior is not None and prior != target:
+    if phase is Phase.FAILED and prior and prior != target:
         back = RollingBack(op=OpId(1), rollout_id=R1, closure=prior, boot_id=boot, due=due)
         return [None, switching, back, attrs.evolve(back, retry_at=later), attrs.evolve(back, attempt=5)]
     return [None]
@@ -293,7 +293,7 @@ PHASES_OF_THE_ACTIVE: Final = [phase for phase in Phase if phase is not Phase.PE
 def constructed(draw: st.DrawFn) -> State:
     """A state that hangs together and that no run need ever have reached."""
     phase = draw(st.sampled_from([None, *PHASES_OF_THE_ACTIVE]))
-    prior, target = draw(st.none() | closures), draw(closures)
+    prior, target = draw(st.none() | closures | st.just(Closure(""))), draw(closures)
     tracked, operation = None, None
     if phase is not None:
         operation = draw(st.sampled_from(operations_in(phase, prior, target=target)))
@@ -527,6 +527,20 @@ def end_badly(world: World, dice: Dice) -> None:
     return None
 
 
+def hear_late(world: World, dice: Dice) -> None:
+    """Events of two workers reach the reducer in another order than they were stamped in."""
+    now = world.moment()
+    at = attrs.evolve(now, wall_ms=WallMs(now.wall_ms - 3000), mono_ms=now.mono_ms - 3000)
+    match dice.below(3):
+        case 0:
+            world.tell(SystemObserved(at=at, system=world.system))
+        case 1:
+            status = dice.pick((ProbeStatus.PASS, ProbeStatus.FAIL))
+            world.tell(ProbeObserved(at=at, name="ssh", status=status, began_mono_ms=at.mono_ms))
+        case _:
+            world.tell(Tick(at=at))
+
+
 def lose_work(world: World, dice: Dice) -> None:
     """A worker dies with what it was doing, and nobody says so."""
     if world.work:
@@ -630,6 +644,7 @@ MOVES: Final[Sequence[Move]] = (
     *[say_it_again] * 2,
     *[lose_work] * 2,
     *[talk_of_facts] * 2,
+    hear_late,
     step_the_clock,
     refuse_intent,
     stray_answer,

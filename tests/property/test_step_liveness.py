@@ -135,6 +135,23 @@ def test_a_power_cut_after_any_event_ends_where_it_should_whatever_boots(sick: b
         assert not world.broken_promises()
 
 
+@pytest.mark.parametrize("sick", [False, True], ids=["healthy", "sick"])
+def test_a_state_directory_lost_after_any_event_costs_no_more_than_the_way_back(sick: bool) -> None:
+    """The control plane remembers how far the host was; what ran before the lost switch nobody remembers (S5)."""
+    undisturbed = rollout(sick=sick)
+    undisturbed.settle(lambda: ended(undisturbed, sick=sick), limit=ENOUGH)
+    for after in range(1, len(undisturbed.run)):
+        world = rollout(sick=sick)
+        while len(world.run) <= after and not ended(world, sick=sick):
+            world.next_thing()
+        world.lose_state()
+        world.live(10 * MINUTE)
+        assert not world.broken_promises()
+        assert world.mirror[R1].phase in {Phase.CONVERGED, Phase.FAILED, Phase.REVERTED}
+        world.sick.clear()
+        converges(world, R2, Release(target=NEWER))
+
+
 def test_an_unreachable_control_plane_moves_nothing_and_stops_no_probe() -> None:
     world = World()
     world.start()

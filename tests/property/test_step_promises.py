@@ -184,8 +184,8 @@ def test_the_end_of_a_soak_wakes_the_agent_whatever_else_came_just_before(world:
     if current is None or current.record.phase is not Phase.SOAKING or current.soak_from is None:
         return
     clock, ends = world.state.known.clock, current.soak_from + current.soak_ms
-    looked = [p.event.at for p in world.run if isinstance(p.event, Tick | Booted) and p.after.clock == clock]
-    if any(clock.read(at) >= ends for at in looked):
+    ticks = [p for p in world.run if isinstance(p.event, Tick | Booted) and p.after.clock.boot_id == clock.boot_id]
+    if any(clock.read(p.event.at) >= ends for p in ticks):
         return
     delay = next_wakeup(world.state, world.moment())
     assert delay is not None

@@ -16,10 +16,10 @@ from state_machine.events import (
     Snapshot,
     SnapshotsReceived,
 )
-from state_machine.intake import FORGOTTEN_KEPT, TRACKED_KEPT
 from state_machine.invariants import check_run
 from state_machine.schedule import next_wakeup
 from state_machine.system import SwitchOutcome
+from state_machine.tracking import FORGOTTEN_KEPT, TRACKED_KEPT
 from state_machine.values import Phase, RolloutId, WallMs
 from tests.property.agent_world import (
     FRESH,

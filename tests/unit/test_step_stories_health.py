@@ -123,7 +123,7 @@ def test_probes_declared_anew_while_soaking_start_afresh() -> None:
     to_soaking().then(
         (probed(11, "fail"), ["5 ProbeObservedFirst ssh", "6 ProbeFailureFirst ssh", "7 ProbeResult ssh fail"]),
         (ProbesDeclared(at=at(40), probes=(SSH, DISK)), ["8 ProbeTopologyDeclared ssh, disk", "> probes"]),
-        (ProbesDeclared(at=at(41), probes=(SSH, DISK)), []),
+        (ProbesDeclared(at=at(41), probes=(SSH, DISK)), ["> probes"]),
         (tick(71), []),
         (probed(72, "fail", began=39), []),
         (probed(73), ["9 ProbeObservedFirst ssh", "10 ProbeResult ssh pass"]),
@@ -195,6 +195,25 @@ def test_a_rollback_is_tried_five_times_and_then_left_to_people() -> None:
     end = story.then((tick(now), []), (tick(now + 86_400), []))
     assert end.known.rollouts[R1].record.phase is Phase.FAILED
     assert end.known.operation is None
+
+
+def test_a_rollback_that_a_reboot_must_complete_is_complete_then_even_if_it_was_given_up() -> None:
+    story = to_soaking().then(
+        (probed(11, "fail"), ["5 ProbeObservedFirst ssh", "6 ProbeFailureFirst ssh", "7 ProbeResult ssh fail"]),
+        (tick(71), ["8 Failed ssh for 60 s: rollback-and-halt", "> roll back 3 old"]),
+    )
+    now, waits = 80.0, view(NEW, profile=OLD)
+    for attempt in range(5):
+        sentence = f"{9 + attempt} RollbackFailed deferred (waits for a reboot: kernel):"
+        story = story.then(
+            (switched(now, 3 + attempt, waits, SwitchOutcome.DEFERRED), [sentence, "! rollback-failed"]),
+            (tick(now + 7200), [f"> roll back {4 + attempt} old"] if attempt < 4 else []),
+        )
+        now += 7210
+    story.then((booted(5, view(NEW, profile=OLD, boot=2)), ["> probes"]))
+    story.then((booted(5, view(OLD, profile=NEW, boot=2)), ["> probes"]))
+    story.then((booted(5, view(OLD, boot=2)), ["14 RollbackComplete to old", "> probes", "> probes"]))
+    story.then((observed(now, view(OLD)), ["14 RollbackComplete to old", "> probes"]))
 
 
 def test_a_new_rollout_is_taken_while_a_failed_rollback_waits_for_its_next_try() -> None:

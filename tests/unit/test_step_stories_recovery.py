@@ -1,6 +1,14 @@
 """Stories of agents that die, of hosts that lose their power, and of state directories that are gone."""
 
-from state_machine.events import Duty, DutyFinished, Settings, Snapshot, SnapshotsReceived
+from state_machine.events import (
+    Duty,
+    DutyFinished,
+    FactsDelivered,
+    ReplayRequested,
+    Settings,
+    Snapshot,
+    SnapshotsReceived,
+)
 from state_machine.system import SwitchOutcome
 from state_machine.values import HostName, Phase
 from tests.unit.step_story import (
@@ -203,6 +211,12 @@ def test_a_wiped_agent_goes_on_with_the_rollout_that_the_control_plane_remembers
         (observed(122), ["8 Converged"]),
     )
     assert end.known.rollouts[R1].oldest_seq == 5
+    # Facts 1 to 4 went with the journal that held them: to promise them again would be for ever.
+    again = end.then((ReplayRequested(at=at(123), rollout_id=R1, from_seq=1), []))
+    assert again.known.rollouts[R1].delivered_seq == 4
+    again = again.then((FactsDelivered(at=at(124), rollout_id=R1, through_seq=8), []))
+    again = again.then((ReplayRequested(at=at(125), rollout_id=R1, from_seq=1), []))
+    assert again.known.rollouts[R1].delivered_seq == 4
 
 
 def test_a_wiped_agent_that_was_activating_begins_that_anew() -> None:

@@ -1,0 +1,80 @@
+"""Which rollouts this host remembers, and how much of each.
+
+The record of a rollout begins here, when a dispatch of it is taken or rejected. What is remembered is bounded, and the
+numbers of facts are never used twice for it (S7): a rollout that had to make room leaves behind how far it had counted.
+"""
+
+from typing import Final
+
+import attrs
+
+from state_machine.events import VerifiedIntent
+from state_machine.lifecycle import HostRollout, opened
+from state_machine.state import Forgotten, HeldDispatch, Known, Tracked
+from state_machine.turn import Turn, without
+from state_machine.values import Phase, RolloutId
+
+TRACKED_KEPT: Final = 32
+FORGOTTEN_KEPT: Final = 256
+
+
+def track(turn: Turn, held: HeldDispatch, intent: VerifiedIntent | None) -> Tracked:
+    """Begin (or, for one that was rejected before, renew) the rollout of `held`."""
+    known = turn.known
+    old = known.rollouts.get(held.rollout_id)
+    if old is None:
+        _forget_oldest(turn)
+    record = _record_for(turn.known, held, old)
+    tracked = Tracked(
+        number=known.next_number,
+        record=record,
+        intent=intent,
+        prior=known.system.running,
+        soak_ms=_soak_ms(held, intent),
+        oldest_seq=old.oldest_seq if old else held.adopted_seq + 1,
+        delivered_seq=old.delivered_seq if old else record.last_seq,
+        rejected_at=old.rejected_at if old else None,
+    )
+    turn.set(next_number=known.next_number + 1, forgotten=without(turn.known.forgotten, held.rollout_id))
+    turn.put(tracked)
+    return tracked
+
+
+def _record_for(known: Known, held: HeldDispatch, old: Tracked | None) -> HostRollout:
+    if old is not None:
+        return attrs.evolve(old.record, target_closure=held.target, soak_due_at=held.soak_due_at)
+    fresh = opened(held.rollout_id, known.settings.machine_id, held.target, soak_due_at=held.soak_due_at)
+    earlier = known.forgotten.get(held.rollout_id)
+    last_seq = held.adopted_seq if earlier is None else earlier.last_seq
+    return attrs.evolve(fresh, phase=held.adopted or Phase.PENDING, last_seq=last_seq)
+
+
+def _soak_ms(held: HeldDispatch, intent: VerifiedIntent | None) -> int:
+    """The signed soak is the least; the control plane may ask for a longer one, never for a shorter."""
+    signed = 0 if intent is None else intent.policy.soak_ms
+    return max(signed, held.soak_ms or 0)
+
+
+def _forget_oldest(turn: Turn) -> None:
+    """Room for one more: what is delivered goes before what is not, what was only rejected before what was taken."""
+    known = turn.known
+    if len(known.rollouts) < TRACKED_KEPT:
+        return
+    spare = [tracked for tracked in known.rollouts.values() if tracked.record.rollout_id != known.active]
+    oldest = min(
+        spare, key=lambda t: (t.record.last_seq > t.delivered_seq, t.record.phase is not Phase.PENDING, t.number)
+    )
+    record = oldest.record
+    entry = Forgotten(number=oldest.number, phase=record.phase, last_seq=record.last_seq)
+    turn.set(
+        rollouts=without(known.rollouts, record.rollout_id),
+        forgotten=_bounded({**known.forgotten, record.rollout_id: entry}),
+    )
+
+
+def _bounded(forgotten: dict[RolloutId, Forgotten]) -> dict[RolloutId, Forgotten]:
+    """Names that anybody can make up, and that were only ever rejected, push each other out first."""
+    if len(forgotten) <= FORGOTTEN_KEPT:
+        return forgotten
+    least = min(forgotten.items(), key=lambda item: (item[1].phase is not Phase.PENDING, item[1].number))
+    return without(forgotten, least[0])
