@@ -7,7 +7,9 @@ import contextlib
 import ssl
 import sys
 
-sys.modules["httpx._main"] = None  # type: ignore[assignment]  # its command line, as the agent does
+# Without its command line and without HTTP/2, as where nothing else is installed, and as in the agent.
+for absent in ("httpx._main", "h2"):
+    sys.modules[absent] = None  # type: ignore[assignment]
 
 import httpx  # noqa: E402  # after the line above
 import trio  # noqa: E402

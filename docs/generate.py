@@ -1,7 +1,8 @@
-"""Write docs/reference-cli.md from the programs' own tables of options; with `--check`, say whether it is up to date.
+"""Write the pages that are made from the code; with `--check`, only say which of them are out of date.
 
-The agent's flags come from `nixfleet_agent.options`, everything else from the click commands, so the page cannot tell
-another story than `--help` does. Nothing in it depends on the machine or the width of a terminal.
+docs/reference-cli.md comes from the programs' own tables of options and commands, so it cannot tell another story than
+`--help` does; the drawing in docs/lifecycle.md comes from the lifecycle table. Nothing in them depends on the machine
+or the width of a terminal.
 """
 
 import inspect
@@ -17,8 +18,10 @@ from control_plane.cli import cli as control_plane
 from nixfleet.cli import cli as nixfleet
 from nixfleet_agent.cli import cli as agent
 from nixfleet_agent.options import BY_NAME
+from state_machine import diagram
 
-PAGE: Final = Path(__file__).with_name("reference-cli.md")
+REFERENCE: Final = Path(__file__).with_name("reference-cli.md")
+LIFECYCLE: Final = Path(__file__).with_name("lifecycle.md")
 
 _HEAD: Final = """\
 # Command line reference
@@ -121,15 +124,16 @@ def _cell(text: str) -> str:
 
 
 def main() -> int:
-    """Write the page, or compare it; the exit status."""
-    page = reference()
-    if "--check" not in sys.argv[1:]:
-        PAGE.write_text(page, encoding="utf-8")
-        return 0
-    if PAGE.exists() and PAGE.read_text(encoding="utf-8") == page:
-        return 0
-    print(f"{PAGE} is out of date; run `.venv/bin/python docs/generate.py`", file=sys.stderr)
-    return 1
+    """Write the pages, or compare them; the exit status."""
+    pages = {REFERENCE: reference(), LIFECYCLE: diagram.embedded(LIFECYCLE.read_text(encoding="utf-8"))}
+    old = [path for path, page in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != page]
+    if "--check" in sys.argv[1:]:
+        for path in old:
+            print(f"{path} is out of date; run `.venv/bin/python docs/generate.py`", file=sys.stderr)
+        return 1 if old else 0
+    for path in old:
+        path.write_text(pages[path], encoding="utf-8")
+    return 0
 
 
 if __name__ == "__main__":

@@ -13,6 +13,10 @@ import attrs
 from evidence import documents
 from evidence.canonical import canonicalize, parse
 from evidence.errors import EvidenceError
+from evidence.selection import ControlRule as ControlRule
+from evidence.selection import ControlSelection as ControlSelection
+from evidence.selection import FrameworkSelection as FrameworkSelection
+from evidence.selection import Selection as Selection
 from evidence.signature import PublicKey, decode_base64, verify
 from state_machine.values import CLOCK_SLACK_MS, HostName, ProbeMode, ProbeStatus, Reason, SubResult, WallMs
 from wire.timestamps import format_rfc3339
@@ -110,32 +114,6 @@ class ComplianceEvidence:
     hostname: HostName
     collected_at: WallMs
     controls: tuple[Control, ...]
-
-
-@attrs.frozen(kw_only=True)
-class ControlRule:
-    """How one control is treated, and why. A `mode` of None leaves it to the probe."""
-
-    mode: ProbeMode | None = None
-    reason: str = ""
-
-
-@attrs.frozen(kw_only=True)
-class FrameworkSelection:
-    """Every control that counts for `framework`, with exceptions by control id."""
-
-    framework: str
-    overrides: Mapping[str, ControlRule] = attrs.field(factory=dict)
-
-
-@attrs.frozen(kw_only=True)
-class ControlSelection:
-    """These controls, whatever frameworks they count for."""
-
-    controls: Mapping[str, ControlRule]
-
-
-Selection = FrameworkSelection | ControlSelection
 
 
 def read_evidence(data: bytes, signature_text: bytes, public: bytes) -> ComplianceEvidence:

@@ -8,7 +8,6 @@ from nixfleet_agent.config import merge, read_config
 from nixfleet_agent.errors import EXIT_CONFIGURATION, EXIT_RUNTIME, AgentError, ConfigurationError
 from nixfleet_agent.options import Raw
 
-assert lean
 EXIT_INTERRUPTED: Final = 130
 
 
@@ -27,6 +26,7 @@ def _run(raw: Raw, once_within_s: float | None) -> int:
         config = read_config(raw)
     except ConfigurationError as error:
         return complain(error)
+    lean.load()
     import trio
 
     from evidence.errors import EvidenceError

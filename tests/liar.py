@@ -272,7 +272,10 @@ class Liar:
 
     def dispatch(self, host: str, rollout_id: str, closure: str, **members: Any) -> None:
         """Route something to a host."""
-        document = {"hostname": host, "rollout_id": rollout_id, "target_closure": closure, **members}
+        self.route(host, {"hostname": host, "rollout_id": rollout_id, "target_closure": closure, **members})
+
+    def route(self, host: str, document: dict[str, Any]) -> None:
+        """Have a host's long-poll answered by this, whatever it is."""
         self._queue.setdefault(host, deque()).append(document)
 
     def told(self, rollout_id: str) -> list[str]:

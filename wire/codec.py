@@ -5,11 +5,11 @@ refuses what must not be read at all). `decode(type(m), encode(m)) == m` for eve
 and `decode` raises nothing but `WireError`.
 """
 
+import sys
 from typing import Final, TypeVar, cast
 
 from state_machine.facts import Fact
 from state_machine.values import ProbeSpec, WallMs
-from wire import listings, messages
 from wire.errors import expected
 from wire.json_value import JsonObject
 from wire.presence import is_left_out
@@ -18,12 +18,12 @@ from wire.timestamps import format_rfc3339, parse_rfc3339
 
 Message = TypeVar("Message")
 
-_SNAKE_CASE: Final = frozenset((*messages.SNAKE_CASE, *listings.SNAKE_CASE))
 _RENAMED: Final[dict[tuple[type, str], str]] = {(ProbeSpec, "name"): "probeName"}
 
 
 def _member(owner: type, field: str) -> str:
-    if owner in _SNAKE_CASE:
+    # Its module says so: the codec need not import them all, and an agent never sees `wire.listings` (0.5 MB, 6 ms).
+    if owner in getattr(sys.modules[owner.__module__], "SNAKE_CASE", ()):
         return field
     return _RENAMED.get((owner, field)) or _camel(field)
 

@@ -14,7 +14,7 @@ from typing import Final, Literal, assert_never
 import attrs
 import httpx
 
-from evidence.compliance import ControlRule, ControlSelection, FrameworkSelection, Selection
+from evidence.selection import ControlRule, ControlSelection, FrameworkSelection, Selection
 from nixfleet_agent.probes.kinds import (
     CONFIGURATION_NAME,
     DEFAULT_INTERVAL_S,

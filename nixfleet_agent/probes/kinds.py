@@ -9,7 +9,7 @@ from typing import ClassVar, Final
 
 import attrs
 
-from evidence.compliance import Selection
+from evidence.selection import Selection
 from state_machine.values import ProbeMode, ProbeSpec
 
 DEFAULT_INTERVAL_S: Final = 30.0

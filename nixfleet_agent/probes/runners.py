@@ -11,7 +11,6 @@ import attrs
 import trio
 
 from nixfleet_agent.probes import programs
-from nixfleet_agent.probes.compliance import Witness, run_evidence
 from nixfleet_agent.probes.kinds import (
     CommandProbe,
     ConfigurationProbe,
@@ -93,6 +92,9 @@ async def _ask(
         case LaunchdProbe():
             return await programs.run_launchd(probe, context.launchctl)
         case EvidenceProbe():
+            # Most hosts declare none, and what proves evidence takes 0.3 MB and 4 ms to import.
+            from nixfleet_agent.probes.compliance import Witness, run_evidence
+
             witness = Witness(
                 hostname=context.hostname, public_key=context.host_public_key, activated=context.activated
             )

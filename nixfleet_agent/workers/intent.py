@@ -162,7 +162,8 @@ class IntentWorker:
     def _prove(self, rollout_id: RolloutId, fleet: Document, manifest: Document) -> Event:
         at, memo, trust = self._desk.clock(), self._memo, self._trust_stamp()
         if memo is not None and (memo.trust, memo.fleet, memo.manifest) == (trust, fleet, manifest):
-            return IntentVerified(at=at, intent=memo.intent)
+            if memo.intent.rollout_id == rollout_id:  # the same bytes may be served in answer to another question
+                return IntentVerified(at=at, intent=memo.intent)
         try:
             slot = self._slot()
             proven_fleet = self._prove_fleet(fleet)

@@ -1,4 +1,4 @@
-"""A signed rollout, from the control plane to the running system and back as facts, by real processes over real mTLS."""
+"""A signed rollout, from the control plane to the running system and back as facts: real processes, real mTLS."""
 
 import json
 from collections.abc import Iterator
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 import attrs
 import pytest
 
+from evidence.canonical import canonicalize
+from evidence.signature import PublicKey, verify
 from state_machine.values import HostName
 from tests.agentlab import PATIENCE_S, Agent, AgentFleet, mirror, nix_is_usable, told
 from tests.cplab import Running, eventually
@@ -86,7 +88,7 @@ def test_health_checking_goes_on_after_convergence_and_is_reported(
 ) -> None:
     rollout = fleet.release(cp, {agent.name: fleet.system()})
     agent.until_settled(rollout, "Converged")
-    (agent.host.paths and agent.directory / "store" / agent.current() / "health").write_text("sick\n")
+    (agent.directory / "store" / agent.current() / "health").write_text("sick\n")
     said = agent.until_status("a failing probe", lambda said: said["probes"][0]["status"] == "fail")
     assert said["rollout"]["phase"] == "Converged"
     row = eventually(
@@ -174,9 +176,6 @@ def test_a_newer_release_replaces_one_whose_closure_cannot_be_had(tmp_path_facto
 def test_every_fact_is_signed_by_the_host_key_over_the_bytes_that_were_sent(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    from evidence.canonical import canonicalize
-    from evidence.signature import PublicKey, verify
-
     fleet = AgentFleet(tmp_path_factory.mktemp("signed"))
     good = fleet.system()
     with Liar(fleet) as liar:

@@ -443,11 +443,10 @@ def show_intent(world: World, dice: Dice) -> None:
     rollout_id, target = dice.pick(ROLLOUTS), dice.pick((NEW, NEWER, OLD, None))
     age = dice.pick((0, MINUTE, 50 * MINUTE, 2 * HOUR, -30 * SECOND, -10 * MINUTE, -DAY))
     channel = CORE if rollout_id == C1 else EDGE
-    policy, fleet_age = dice.pick(POLICIES), dice.pick((0, 0, 0, MINUTE))
-    signed = world.true_ms - age
-    intent = make_intent(
-        rollout_id, target, signed_at=signed, channel=channel, policy=policy, fleet_signed_at=signed - fleet_age
-    )
+    policy, signed = dice.pick(POLICIES), world.true_ms - age
+    # The fleet may be as old as the manifest, older, or the newest there was: then only the manifest tells its age.
+    fleet = dice.pick((signed, world.state.known.newest_fleet or signed, signed - MINUTE))
+    intent = make_intent(rollout_id, target, signed_at=signed, channel=channel, policy=policy, fleet_signed_at=fleet)
     world.tell(IntentVerified(at=world.moment(), intent=intent))
 
 

@@ -233,9 +233,14 @@ class Host(RuleBasedStateMachine):
         rollout_id=st.sampled_from(ROLLOUTS),
         closure=st.sampled_from([NEW, NEWER, OLD, None]),
         age=st.sampled_from([0, MINUTE, 50 * MINUTE, 2 * HOUR, -30 * SECOND, -HOUR]),
+        newest_fleet=st.booleans(),
     )
-    def some_signed_manifest_is_shown(self, rollout_id: RolloutId, closure: Closure | None, age: int) -> None:
-        intent = make_intent(rollout_id, closure, signed_at=self.world.true_ms - age, channel=EDGE)
+    def some_signed_manifest_is_shown(
+        self, rollout_id: RolloutId, closure: Closure | None, age: int, newest_fleet: bool
+    ) -> None:
+        fleet = self.world.state.known.newest_fleet if newest_fleet else None
+        signed = self.world.true_ms - age
+        intent = make_intent(rollout_id, closure, signed_at=signed, channel=EDGE, fleet_signed_at=fleet)
         self.world.tell(IntentVerified(at=self.world.moment(), intent=intent))
 
     @rule(rollout_id=st.sampled_from(ROLLOUTS), seq=st.integers(-1, 12), what=st.integers(0, 2))

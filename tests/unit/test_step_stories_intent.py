@@ -106,11 +106,11 @@ def test_a_manifest_from_the_future_is_refused_and_poisons_nothing() -> None:
 def test_an_older_manifest_after_a_newer_one_is_superseded_though_it_is_fresh() -> None:
     tell(
         (booted(0), ["> probes"]),
-        (shown(1, R2, NEWER, signed=0), []),
-        (shown(2, R1, NEW, signed=-60), ["! superseded"]),
+        (shown(1, R2, NEWER, signed=0, fleet=-100), []),
+        (shown(2, R1, NEW, signed=-60, fleet=-100), ["! superseded"]),
         (dispatched(3, R1), ["> fetch edge@1"]),
         (
-            shown(4, R1, NEW, signed=-60),
+            shown(4, R1, NEW, signed=-60, fleet=-100),
             ["1 TargetRefused superseded", "2 DispatchReject superseded", "! superseded"],
         ),
         (dispatched(5, R2, NEWER), ["1 DispatchAck from old", "> realise 1 newer"]),
