@@ -1,5 +1,6 @@
 """What a running process costs, as Linux accounts for it."""
 
+import os
 import time
 from pathlib import Path
 from typing import Final
@@ -25,6 +26,4 @@ def cpu_s(pid: int) -> float:
     # The kernel's number for "CPU time of that process" (clock_getcpuclockid(3)); /proc/PID/stat has hundredths only.
     own = time.clock_gettime(~pid << 3 | 2)
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    import os
-
     return own + (int(fields[13]) + int(fields[14])) / os.sysconf("SC_CLK_TCK")

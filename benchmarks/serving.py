@@ -34,7 +34,8 @@ class Figures:
     kb_each: float = float("nan")
     single_ms: Sequence[float] = ()
     burst_ms: Sequence[float] = ()
-    events_per_s: float = float("nan")
+    facts_per_s: float = float("nan")
+    cpu_ms_a_fact: float = float("nan")
 
 
 def measure(run: Run) -> Iterator[Row]:
@@ -66,7 +67,12 @@ async def _all(run: Run, lab: Lab, cp: Running, figures: Figures) -> None:
         soaking = await _roll_out(lab, cp, agents, "000003", [list(agents)])
         nursery.cancel_scope.cancel()
     run.say("facts, from all at once")
-    figures.events_per_s = await _flood(agents, soaking, run.of(10, 2))
+    cpu_before = costs.cpu_s(cp.process.pid) if costs.available() else float("nan")
+    seconds = run.of(10, 2)
+    taken = await _flood(agents, soaking, seconds)
+    figures.facts_per_s = taken / seconds
+    if costs.available():
+        figures.cpu_ms_a_fact = (costs.cpu_s(cp.process.pid) - cpu_before) * 1000 / max(taken, 1)
 
 
 async def _in_waves(lab: Lab, cp: Running, agents: Mapping[HostName, SimulatedAgent], figures: Figures) -> None:
@@ -95,8 +101,8 @@ async def _roll_out(
     return published.rollout_id
 
 
-async def _flood(agents: Mapping[HostName, SimulatedAgent], rollout_id: RolloutId, seconds: int) -> float:
-    """Everybody sends results of a probe, one after the other, each when the one before was taken."""
+async def _flood(agents: Mapping[HostName, SimulatedAgent], rollout_id: RolloutId, seconds: int) -> int:
+    """Everybody sends results of a probe, each when the one before was taken; how many were taken."""
     taken = 0
     facts = _results()
 
@@ -111,7 +117,7 @@ async def _flood(agents: Mapping[HostName, SimulatedAgent], rollout_id: RolloutI
         async with trio.open_nursery() as nursery:
             for agent in agents.values():
                 nursery.start_soon(send, agent)
-    return taken / seconds
+    return taken
 
 
 def _results() -> list[Fact]:
@@ -133,7 +139,8 @@ def _rows(figures: Figures) -> Iterator[Row]:
         )
         yield Row(name=name, measured=percentile(figures.burst_ms, percent), unit="ms", note=note)
     name, note = f"{with_all}: facts taken", "signed, verified, folded, on the disk before the answer"
-    yield Row(name=name, measured=figures.events_per_s, unit="/s", note=note)
+    yield Row(name=name, measured=figures.facts_per_s, unit="/s", note=note)
+    yield Row(name=f"{with_all}: CPU for each fact", measured=figures.cpu_ms_a_fact, unit="ms")
 
 
 def _queued(lab: Lab, rollout_id: RolloutId) -> dict[str, int]:

@@ -4,6 +4,7 @@ import enum
 import json
 import math
 import operator
+import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -114,8 +115,13 @@ _MET: Final[Mapping[bool | None, str]] = {None: "", True: "[green]yes[/green]", 
 
 
 def document(rows: Sequence[Row], *, quick: bool) -> dict[str, Any]:
-    """The rows and what they were measured on, as JSON."""
-    machine = {"python": platform.python_version(), "system": platform.platform(), "cores": _cores()}
+    """The rows and what they were measured on, as JSON. `load` is the load average of the last minute."""
+    machine = {
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "cores": _cores(),
+        "load": os.getloadavg()[0],
+    }
     return {"quick": quick, "machine": machine, "rows": [_as_json(row) for row in rows]}
 
 
@@ -139,6 +145,4 @@ def _as_json(row: Row) -> dict[str, Any]:
 
 
 def _cores() -> int:
-    import os
-
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -87,7 +87,7 @@ def answers(kind: DispatchKind, mirror: Mirror, fact: Fact) -> bool:
         case DispatchKind.DISPATCH:
             return isinstance(fact, DispatchAck | DispatchReject) or mirror.record.phase is not Phase.PENDING
         case DispatchKind.ROLLBACK:
-            return isinstance(fact, RollbackRequested) or mirror.record.phase not in ROLLBACK_PHASES
+            return isinstance(fact, RollbackRequested | DispatchReject) or mirror.record.phase not in ROLLBACK_PHASES
 
 
 def _with_target(record: HostRollout, fact: Fact) -> HostRollout:

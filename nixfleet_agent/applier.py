@@ -79,10 +79,12 @@ class Applier:
             case FetchIntent(rollout_id=rollout_id):
                 self._start("fetch-intent", lambda: workers.intent.fetch(rollout_id))
             case Realise():
+                self._keep_proof()
                 self._start("realise", lambda: workers.activation.realise(action))
             case Abandon():
                 workers.activation.abandon(action)
             case Switch():
+                self._keep_proof()
                 self._start("switch", lambda: workers.activation.switch(action))
             case Rollback():
                 self._start("rollback", lambda: workers.activation.roll_back(action))
@@ -99,6 +101,16 @@ class Applier:
                 log.debug("unexpected", extra={"fields": {"event": action.event, "detail": action.detail}})
             case _:
                 assert_never(action)
+
+    def _keep_proof(self) -> None:
+        """What the active rollout rests on must be there for an auditor as long as the journal is."""
+        active = self._desk.state().known.active
+        if active is None:
+            return
+        try:
+            self._workers.intent.keep(active)
+        except OSError as error:  # the order is on record: a disk that fills up just now must not end the process
+            log.warning("proof could not be kept", extra={"fields": {"rollout": active, "cause": str(error)}})
 
     def _start(self, name: str, work: Callable[[], Awaitable[object]]) -> None:
         self._nursery.start_soon(keep_going, name, work, self._desk.telemetry.worker_restarts, name=name)

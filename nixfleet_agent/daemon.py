@@ -19,10 +19,7 @@ import trio
 from evidence.host_key import HostKey, load_host_key
 from evidence.trust import load_trust
 from nixfleet_agent import __version__, control, lean, once
-from nixfleet_agent.activation.cache_keys import TrustedKeys
-from nixfleet_agent.activation.directory_store import DirectoryStore
 from nixfleet_agent.activation.interface import Platform, Store
-from nixfleet_agent.activation.nix_store import NixStore
 from nixfleet_agent.activation.paths import Paths
 from nixfleet_agent.activation.platforms import platform_for
 from nixfleet_agent.applier import Applier, Workers
@@ -281,7 +278,7 @@ async def _clear_quarantine(parts: Parts, request: Mapping[str, Any]) -> dict[st
     if known.settings.holds:
         return {"error": known.settings.holds}
     if not wanted:
-        return {"error": f"{closure or 'nothing'} is not quarantined"}
+        return {"error": f"{closure} is not quarantined" if closure else "nothing is quarantined"}
     # What is not text in UTF-8 could not be journaled.
     by = str(request.get("by", "operator"))[:64].encode("utf-8", "replace").decode()
     cleared = None if closure is None else Closure(closure)
@@ -318,8 +315,14 @@ def _gc_roots(config: Config) -> str:
 
 
 def _store(config: Config, paths: Paths) -> Store:
+    # A host has one of them: the other would be 0.2 MB of nothing.
     if config.store == "nix":
+        from nixfleet_agent.activation.nix_store import NixStore
+
         return NixStore(paths=paths)
+    from nixfleet_agent.activation.cache_keys import TrustedKeys
+    from nixfleet_agent.activation.directory_store import DirectoryStore
+
     return DirectoryStore(paths=paths, trusted=TrustedKeys.parse(load_trust(config.trust_file).cache_keys))
 
 

@@ -83,7 +83,7 @@ def _clear_in_journal(path: Path, closure: Closure | None, by: str, host_key: Pa
         event = QuarantineCleared(at=now(), closure=closure, by=by)
         outcome = step(State(known=fold(journal)), event)
         if not outcome.durable:
-            raise StateError(problem=f"{closure or 'nothing'} is not quarantined")
+            raise StateError(problem=f"{closure} is not quarantined" if closure else "nothing is quarantined")
         journal.append([(event, outcome.facts)])
     finally:
         journal.close()

@@ -4,6 +4,7 @@
 they are asked for; nothing is updated in between.
 """
 
+import json
 import logging
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Final
@@ -66,6 +67,7 @@ class Collector:
             "nixfleet_agent_quarantined_closures", "Closures rolled back and not cleared.", len(known.quarantine)
         )
         backlog = sum(t.record.last_seq - t.delivered_seq for t in fact_backlog(known))
+        yield _number("nixfleet_agent_held", "Nothing new may begin in this run.", bool(known.settings.holds))
         yield _number("nixfleet_agent_outbox_depth", "Facts the control plane does not have.", backlog)
 
     def _exchanges(self, state: State, at: Moment) -> "Iterator[Metric]":
@@ -163,18 +165,18 @@ async def serve(source: Source, listeners: list[trio.SocketListener]) -> None:
     async def answer(stream: trio.SocketStream) -> None:
         async with limit, stream:
             with trio.move_on_after(REQUEST_TIMEOUT_S):
-                await contain("metrics", lambda: _serve_one(stream, registry), source.telemetry.worker_restarts)
+                await contain("metrics", lambda: _serve_one(stream, registry, source), source.telemetry.worker_restarts)
 
     await trio.serve_listeners(answer, listeners)
 
 
-async def _serve_one(stream: trio.SocketStream, registry: object) -> None:
+async def _serve_one(stream: trio.SocketStream, registry: object, source: Source) -> None:
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=16 * 1024)
     try:
         request = await _next_request(stream, connection)
         if request is None:
             return
-        status, kind, body = _respond(request, registry)
+        status, kind, body = _respond(request, registry, source)
         headers = [("Content-Type", kind), ("Content-Length", str(len(body))), ("Connection", "close")]
         parts = [connection.send(h11.Response(status_code=status, headers=headers))]
         if request.method != b"HEAD":
@@ -195,7 +197,7 @@ async def _next_request(stream: trio.SocketStream, connection: h11.Connection) -
         connection.receive_data(await stream.receive_some(16 * 1024))
 
 
-def _respond(request: h11.Request, registry: object) -> tuple[int, str, bytes]:
+def _respond(request: h11.Request, registry: object, source: Source) -> tuple[int, str, bytes]:
     from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
     path = request.target.partition(b"?")[0]
@@ -204,5 +206,7 @@ def _respond(request: h11.Request, registry: object) -> tuple[int, str, bytes]:
     if path == b"/metrics":
         return 200, CONTENT_TYPE_LATEST, generate_latest(registry)  # type: ignore[arg-type]  # object hides the import
     if path == b"/healthz":
-        return 200, "application/json", b'{"ok":true}\n'
+        trouble = source.telemetry.journal_stuck or source.state().known.settings.holds
+        body = json.dumps({"ok": not trouble} | ({"reason": trouble} if trouble else {}))
+        return 503 if trouble else 200, "application/json", body.encode() + b"\n"
     return 404, "text/plain", b"there are /metrics and /healthz\n"

@@ -56,11 +56,15 @@ class Abandon:
 
 @attrs.frozen(kw_only=True)
 class Switch:
-    """Switch to the closure. Answered by `SwitchFinished(op)`."""
+    """Switch to the closure. Answered by `SwitchFinished(op)`.
+
+    `only_if_begun`: wait for the switch that an earlier run of the agent began, but begin none.
+    """
 
     op: OpId
     closure: Closure
     timeout_s: int
+    only_if_begun: bool = False
 
 
 @attrs.frozen(kw_only=True)

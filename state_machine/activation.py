@@ -10,7 +10,7 @@ from typing import Final
 import attrs
 
 from state_machine import health, intake
-from state_machine.actions import Abandon, Realise, RestartProbes, Rollback, Switch
+from state_machine.actions import Abandon, Realise, Rollback, Switch
 from state_machine.events import RealiseFinished, SwitchFinished
 from state_machine.facts import (
     ActivationCompleted,
@@ -331,7 +331,7 @@ def _record_being_back(turn: Turn, rollout_id: RolloutId, closure: Closure, exit
         lambda seq: RollbackComplete(seq=seq, reverted_to_closure=closure, exit_code=exit_code, completed_at=turn.wall),
     )
     health.forget_results(turn)
-    turn.order(RestartProbes(activated_at=turn.wall, max_failed_units=None))
+    health.restart_probes(turn, activated_at=turn.wall)
 
 
 def notice_being_back(turn: Turn) -> None:
@@ -398,7 +398,11 @@ def resume(turn: Turn, *, rebooted: bool) -> None:
         case Switching() as operation:
             timeout_s = turn.known.settings.switch_timeout_s
             turn.set(operation=attrs.evolve(operation, due=_lost_at(turn)))
-            turn.order(Switch(op=operation.op, closure=operation.closure, timeout_s=timeout_s))
+            # One that was asked back meanwhile is waited for, and not begun for the sake of being undone.
+            asked_back = turn.known.rollouts[operation.rollout_id].record.phase is Phase.FAILED
+            turn.order(
+                Switch(op=operation.op, closure=operation.closure, timeout_s=timeout_s, only_if_begun=asked_back)
+            )
         case RollingBack() as operation if rebooted and _runs_for_good(turn, operation.closure):
             rolled_back(turn, operation, 0)
         case RollingBack() as operation if rebooted:

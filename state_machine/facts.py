@@ -144,7 +144,7 @@ class Converged:
 
 @attrs.frozen(kw_only=True)
 class DispatchReject:
-    """The host will not take this dispatch; it need not be offered again."""
+    """The host will not do what it was sent, a dispatch or a rollback wish; it need not be offered again."""
 
     seq: int
     reason: Reason

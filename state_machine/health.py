@@ -31,6 +31,7 @@ from state_machine.values import (
     ProbeStatus,
     RolloutId,
     SteadyMs,
+    WallMs,
 )
 
 
@@ -57,12 +58,19 @@ def forget_results(turn: Turn) -> None:
     turn.set(probes={}, probes_since=turn.now)
 
 
-def restart_probes(turn: Turn) -> None:
-    """Run all probes now, with the gate of the active policy."""
+def doubt_results(turn: Turn) -> None:
+    """The agent was not there to look: an old failure goes on counting only once it has been seen again."""
+    probes = turn.known.probes
+    turn.set(probes={name: attrs.evolve(health, seen_in_this_run=False) for name, health in probes.items()})
+
+
+def restart_probes(turn: Turn, *, activated_at: WallMs | None = None) -> None:
+    """Run all probes now, with the gate of the active policy. `activated_at`: what runs now has run since then."""
     current = turn.known.current
+    completed_at = None if current is None else current.record.activation_completed_at
     turn.order(
         RestartProbes(
-            activated_at=None if current is None else current.record.activation_completed_at,
+            activated_at=completed_at if activated_at is None else activated_at,
             max_failed_units=None if current is None else current.policy.max_failed_units,
         )
     )
@@ -71,6 +79,26 @@ def restart_probes(turn: Turn) -> None:
 def _soaking(turn: Turn) -> Tracked | None:
     current = turn.known.current
     return current if current is not None and current.record.phase is Phase.SOAKING else None
+
+
+def _on_trial(turn: Turn) -> Tracked | None:
+    """The rollout that what is seen now speaks for or against: Soaking, and its target is what runs."""
+    current = _soaking(turn)
+    return current if current is not None and turn.known.system.running == current.record.target_closure else None
+
+
+def note_change(turn: Turn, before: Closure | None) -> None:
+    """What runs is not what ran `before`: somebody else took the target away, or gave it back.
+
+    What probes said of one system says nothing about another, and the soak of a target that comes back begins anew.
+    """
+    current, running = _soaking(turn), turn.known.system.running
+    if current is None or running == before or current.record.target_closure not in (running, before):
+        return
+    forget_results(turn)
+    if running == current.record.target_closure:
+        turn.put(attrs.evolve(current, soak_from=turn.now))
+    restart_probes(turn)
 
 
 # --- probes ---------------------------------------------------------------------------------------------------------
@@ -104,6 +132,8 @@ def on_probe_observed(turn: Turn, event: ProbeObserved) -> None:
     before = known.probes.get(event.name)
     if before is None or (before.status, before.sub_results) != (event.status, event.sub_results):
         _note_result(turn, spec, event, before)
+    elif not before.seen_in_this_run:
+        turn.set(probes={**known.probes, spec.name: attrs.evolve(before, seen_in_this_run=True)})
     return judge(turn)
 
 
@@ -112,7 +142,7 @@ def _note_result(turn: Turn, spec: ProbeSpec, event: ProbeObserved, before: Prob
     since = before.since if before is not None and unbroken else turn.now
     health = ProbeHealth(status=event.status, since=since, reason=event.reason, sub_results=event.sub_results)
     turn.set(probes={**turn.known.probes, spec.name: health})
-    current = _soaking(turn)
+    current = _on_trial(turn)
     if current is None:
         return
     rollout_id, name, mode = current.record.rollout_id, spec.name, spec.mode
@@ -148,7 +178,7 @@ def judge(turn: Turn, *, looked: bool = False) -> None:
 
     Failure comes first: a probe that has failed for too long is not outvoted by a soak that ends in the same instant.
     """
-    current = _soaking(turn)
+    current = _on_trial(turn)
     if current is None or turn.known.busy:
         return None
     sick = tuple(sorted(_sustained_failures(turn.known, turn.now)))
@@ -184,7 +214,7 @@ def _sustained_failures(known: Known, now: SteadyMs) -> Iterator[str]:
     for spec in known.judges:
         health = known.probes.get(spec.name)
         if spec.mode is ProbeMode.ENFORCE and health is not None and health.status is ProbeStatus.FAIL:
-            if now - health.since >= limit:
+            if health.seen_in_this_run and now - health.since >= limit:
                 yield spec.name
 
 
@@ -211,8 +241,10 @@ def on_system_observed(turn: Turn, event: SystemObserved) -> None:
     """Somebody else may have switched the host: put it on record, do not fight over it."""
     if turn.known.busy:
         return None
+    before = turn.known.system.running
     if event.system != turn.known.system:
         turn.set(system=event.system)
+        note_change(turn, before)
     current = turn.known.current
     if current is None:
         return None

@@ -9,7 +9,7 @@ from typing import Final
 
 import attrs
 
-from state_machine import activation, delivery, schedule, tracking
+from state_machine import activation, delivery, health, schedule, tracking
 from state_machine.actions import Abandon
 from state_machine.events import (
     DispatchKind,
@@ -209,11 +209,13 @@ def _hold(turn: Turn, rollout_id: RolloutId, event: DispatchReceived) -> None:
     if _is_noise(turn, tracked, rollout_id):
         return turn.refuse(Reason.BUSY, "too many refused dispatches lately", rollout_id)
     if event.running is not None and not turn.known.busy and event.running != turn.known.system.running:
+        ran = turn.known.system.running
         turn.set(system=attrs.evolve(turn.known.system, running=event.running))
+        health.note_change(turn, ran)
     held = HeldDispatch(
         rollout_id=rollout_id,
         target=Closure(event.target_closure),
-        soak_due_at=event.soak_due_at,
+        soak_due_at=_within_reason(event.soak_due_at, turn.wall),
         soak_ms=None if event.soak_s is None else min(event.soak_s, SOAK_ASKED_MAX_S) * 1000,
     )
     if known.waiting is not None and known.waiting.rollout_id != rollout_id:
@@ -223,6 +225,10 @@ def _hold(turn: Turn, rollout_id: RolloutId, event: DispatchReceived) -> None:
     turn.set_session(refetch_at=None, refetch_failures=0)
     consider(turn, may_fetch=True)
     return None
+
+
+def _within_reason(soak_due_at: WallMs | None, wall: WallMs) -> WallMs | None:
+    return None if soak_due_at is None else min(soak_due_at, WallMs(wall + SOAK_ASKED_MAX_S * 1000))
 
 
 def _is_noise(turn: Turn, tracked: Tracked | None, rollout_id: RolloutId) -> bool:
@@ -285,7 +291,7 @@ def _take(turn: Turn, held: HeldDispatch, intent: VerifiedIntent) -> None:
         turn.record(
             held.rollout_id,
             lambda seq: DispatchAck(
-                seq=seq, current_closure_at_dispatch=tracked.prior or Closure(""), received_at=turn.wall
+                seq=seq, current_closure_at_dispatch=turn.known.system.running or Closure(""), received_at=turn.wall
             ),
         )
     activation.begin(turn, held.rollout_id)
@@ -319,11 +325,21 @@ def _on_rollback_wish(turn: Turn, rollout_id: RolloutId, reason: str) -> None:
     if current.record.phase not in (Phase.ACTIVATING, Phase.DEFERRED, Phase.SOAKING, Phase.CONVERGED):
         return turn.refuse(Reason.ROLLBACK_FAILED, f"rollback asked while {current.record.phase}", rollout_id)
     if not activation.has_way_back(turn.known, current):
-        return turn.refuse(Reason.ROLLBACK_FAILED, activation.NO_WAY_BACK, rollout_id)
+        return _answer_wish(turn, current, activation.NO_WAY_BACK)
     turn.record(rollout_id, lambda seq: RollbackRequested(seq=seq, reason=reason[:512], requested_at=turn.wall))
     if not turn.known.busy:
         activation.roll_back(turn, rollout_id, f"the control plane asked: {reason[:200]}")
     return None
+
+
+def _answer_wish(turn: Turn, current: Tracked, detail: str) -> None:
+    """Say on the record that the wish cannot be granted, so that it need not be repeated."""
+    rollout_id = current.record.rollout_id
+    turn.refuse(Reason.ROLLBACK_FAILED, detail, rollout_id)
+    if current.rejected_at is not None and turn.now - current.rejected_at < REJECT_REPEAT_MS:
+        return
+    turn.put(attrs.evolve(current, rejected_at=turn.now))
+    turn.record(rollout_id, lambda seq: DispatchReject(seq=seq, reason=Reason.ROLLBACK_FAILED, rejected_at=turn.wall))
 
 
 def on_snapshots_received(turn: Turn, event: SnapshotsReceived) -> None:
@@ -346,9 +362,11 @@ def on_snapshots_received(turn: Turn, event: SnapshotsReceived) -> None:
 
 def _adopt(turn: Turn, snapshot: Snapshot) -> None:
     known, rollout_id = turn.known, RolloutId(snapshot.rollout_id)
-    if snapshot.phase not in (Phase.ACTIVATING, Phase.DEFERRED, Phase.SOAKING):
-        return
     if not 1 <= snapshot.last_seq <= ADOPTED_SEQ_MAX or rollout_id in known.forgotten:
+        return
+    if snapshot.phase is Phase.PENDING:
+        return tracking.remember_numbers(turn, rollout_id, snapshot.last_seq)
+    if snapshot.phase not in (Phase.ACTIVATING, Phase.DEFERRED, Phase.SOAKING):
         return
     if known.active is not None or known.waiting is not None or known.settings.holds:
         return

@@ -56,11 +56,12 @@ P, A, D, S, C, F, R = (
 LIFECYCLE: Final[Mapping[Phase, Mapping[type[Fact], Phase]]] = MappingProxyType({
     P: MappingProxyType({DispatchAck: A, DispatchReject: P, TargetRefused: P}),
     A: MappingProxyType({ActivationStarted: A, ActivationCompleted: S, ActivationDeferred: D, ActivationFailed: F,
-                         RollbackRequested: F, TargetRefused: A}),
-    D: MappingProxyType({ActivationCompleted: S, ActivationFailed: F, RollbackRequested: F, DriftObserved: D}),
+                         RollbackRequested: F, TargetRefused: A, DispatchReject: A}),
+    D: MappingProxyType({ActivationCompleted: S, ActivationFailed: F, RollbackRequested: F, DriftObserved: D,
+                         DispatchReject: D}),
     S: MappingProxyType({ProbeTopologyDeclared: S, ProbeObservedFirst: S, ProbeResult: S, ProbeFailureFirst: S,
-                         Converged: C, Failed: F, RollbackRequested: F, DriftObserved: S}),
-    C: MappingProxyType({RollbackRequested: F, DriftObserved: C}),
+                         Converged: C, Failed: F, RollbackRequested: F, DriftObserved: S, DispatchReject: S}),
+    C: MappingProxyType({RollbackRequested: F, DriftObserved: C, DispatchReject: C}),
     F: MappingProxyType({RollbackComplete: R, RollbackFailed: F, DriftObserved: F}),
     R: MappingProxyType({DriftObserved: R}),
 })

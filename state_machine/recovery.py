@@ -19,9 +19,12 @@ def known_after_boot(known: Known, event: Booted) -> Known:
 
 def on_booted(turn: Turn, event: Booted, *, rebooted: bool) -> None:
     """Resume whatever is unfinished, and begin the timetable of this run."""
+    before = turn.known.system.running
     turn.set(runs=turn.known.runs + 1, settings=event.settings, system=event.system)
     if rebooted:
         health.forget_results(turn)
+    health.note_change(turn, before)
+    health.doubt_results(turn)
     schedule.start(turn)
     _declare(turn, event, rebooted=rebooted)
     activation.resume(turn, rebooted=rebooted)

@@ -37,7 +37,7 @@ from state_machine.passages import (
 )
 from state_machine.state import GENESIS, State
 from state_machine.step import step
-from state_machine.values import CLOCK_SLACK_MS, Channel, Closure, ProbeMode, ProbeStatus, RolloutId, WallMs
+from state_machine.values import CLOCK_SLACK_MS, Channel, Closure, Phase, ProbeMode, ProbeStatus, RolloutId, WallMs
 
 PACE_MS: Final = 500
 """No exchange of one kind begins sooner than this after the one before it."""
@@ -136,12 +136,25 @@ def _last_results(run: Run, since: int) -> dict[str, ProbeStatus]:
 
 
 def s5_what_ran_at_the_dispatch(run: Run) -> Iterator[str]:
-    """S5: a rollback goes to what `DispatchAck` said was running, and that was said before the switch began."""
+    """S5: a rollback goes to what `DispatchAck` said was running, and that was said before the switch began.
+
+    Where what ran was itself a target that had not converged, it goes to what that one had replaced.
+    """
     ran: dict[RolloutId, Closure] = {}
     switched: set[RolloutId] = set()
+    latest: RolloutId | None = None
     for passage in run:
         for rollout_id, ack in facts_of(passage, DispatchAck):
-            ran[rollout_id] = ack.current_closure_at_dispatch
+            running = ack.current_closure_at_dispatch
+            before = None if latest is None else passage.known.rollouts.get(latest)
+            unproven = (
+                before is not None
+                and before.record.target_closure == running
+                and before.record.phase is not Phase.CONVERGED
+            )
+            older = ran.get(latest) if unproven and latest is not None else None
+            ran[rollout_id] = older if older and older not in passage.known.quarantine else running
+            latest = rollout_id
             if rollout_id in switched:
                 yield f"{rollout_id} was acknowledged after its switch had begun"
         for order in new_orders(passage):

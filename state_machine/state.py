@@ -113,6 +113,7 @@ class Forgotten:
     number: int
     phase: Phase
     last_seq: int
+    oldest_seq: int = 1
 
 
 @attrs.frozen(kw_only=True)
@@ -167,6 +168,7 @@ class ProbeHealth:
     since: SteadyMs
     reason: str | None = None
     sub_results: tuple[SubResult, ...] = ()
+    seen_in_this_run: bool = True
 
 
 @attrs.frozen(kw_only=True)

@@ -12,7 +12,7 @@ from state_machine.events import VerifiedIntent
 from state_machine.lifecycle import HostRollout, opened
 from state_machine.state import Forgotten, HeldDispatch, Known, Tracked
 from state_machine.turn import Turn, without
-from state_machine.values import Phase, RolloutId
+from state_machine.values import Closure, Phase, RolloutId
 
 TRACKED_KEPT: Final = 32
 FORGOTTEN_KEPT: Final = 256
@@ -29,15 +29,29 @@ def track(turn: Turn, held: HeldDispatch, intent: VerifiedIntent | None) -> Trac
         number=known.next_number,
         record=record,
         intent=intent,
-        prior=known.system.running,
+        prior=_way_back(known),
         soak_ms=_soak_ms(held, intent),
-        oldest_seq=old.oldest_seq if old else held.adopted_seq + 1,
+        oldest_seq=_oldest_seq(known, held, old),
         delivered_seq=old.delivered_seq if old else record.last_seq,
         rejected_at=old.rejected_at if old else None,
     )
     turn.set(next_number=known.next_number + 1, forgotten=without(turn.known.forgotten, held.rollout_id))
     turn.put(tracked)
     return tracked
+
+
+def _oldest_seq(known: Known, held: HeldDispatch, old: Tracked | None) -> int:
+    if old is not None:
+        return old.oldest_seq
+    earlier = known.forgotten.get(held.rollout_id)
+    return held.adopted_seq + 1 if earlier is None else earlier.oldest_seq
+
+
+def remember_numbers(turn: Turn, rollout_id: RolloutId, last_seq: int) -> None:
+    """The control plane holds facts of a rollout that this host has lost: go on counting after them (S7)."""
+    number = turn.known.next_number
+    entry = Forgotten(number=number, phase=Phase.PENDING, last_seq=last_seq, oldest_seq=last_seq + 1)
+    turn.set(next_number=number + 1, forgotten=_bounded({**turn.known.forgotten, rollout_id: entry}))
 
 
 def _record_for(known: Known, held: HeldDispatch, old: Tracked | None) -> HostRollout:
@@ -47,6 +61,18 @@ def _record_for(known: Known, held: HeldDispatch, old: Tracked | None) -> HostRo
     earlier = known.forgotten.get(held.rollout_id)
     last_seq = held.adopted_seq if earlier is None else earlier.last_seq
     return attrs.evolve(fresh, phase=held.adopted or Phase.PENDING, last_seq=last_seq)
+
+
+def _way_back(known: Known) -> Closure | None:
+    """What a rollback goes back to: what runs now, unless that is itself a target that never proved itself here.
+
+    A release that names the closure a host is still soaking, or that comes while a rollback waits for another try,
+    must not make the unproven system the one to return to.
+    """
+    current, running = known.current, known.system.running
+    if current is None or current.record.phase is Phase.CONVERGED or running != current.record.target_closure:
+        return running
+    return running if current.prior is None or current.prior in known.quarantine else current.prior
 
 
 def _soak_ms(held: HeldDispatch, intent: VerifiedIntent | None) -> int:
@@ -65,7 +91,7 @@ def _forget_oldest(turn: Turn) -> None:
         spare, key=lambda t: (t.record.last_seq > t.delivered_seq, t.record.phase is not Phase.PENDING, t.number)
     )
     record = oldest.record
-    entry = Forgotten(number=oldest.number, phase=record.phase, last_seq=record.last_seq)
+    entry = Forgotten(number=oldest.number, phase=record.phase, last_seq=record.last_seq, oldest_seq=oldest.oldest_seq)
     turn.set(
         rollouts=without(known.rollouts, record.rollout_id),
         forgotten=_bounded({**known.forgotten, record.rollout_id: entry}),

@@ -125,10 +125,22 @@ def _activation(reader: _Reader, n: int, rollout_id: RolloutId, at: WallMs) -> A
         # What was proved when the host decided; only if that is not in the journal, what was proved since.
         proved=proved or reader.proved.get(rollout_id),
         decided_at=at if ack is None else ack.received_at,
-        prior=None if ack is None else ack.current_closure_at_dispatch or None,
+        prior=_way_back(reader, None if ack is None else ack.current_closure_at_dispatch or None),
     )
     made.closure = made.proved.intent.target if made.proved is not None else None
     return reader.activations.setdefault(rollout_id, made)
+
+
+def _way_back(reader: _Reader, running: Closure | None) -> Closure | None:
+    """What a rollback goes back to: what ran, unless that is a target that never converged; then what it replaced."""
+    before = max(reader.activations.values(), key=lambda activation: activation.n, default=None)
+    unproven = before is not None and before.closure == running and not _stands(before)
+    return before.prior or running if before is not None and unproven else running
+
+
+def _stands(activation: Activation) -> bool:
+    """It converged, and nothing took that back."""
+    return activation.converged_at is not None and activation.failure is None
 
 
 def _read_outcome(activation: Activation | None, n: int, fact: Fact) -> None:

@@ -122,6 +122,7 @@ class DarwinPlatform:
         started: Started = None,
         timeout_s: float = 300.0,
         lock_wait_s: float = 60.0,
+        only_if_begun: bool = False,
     ) -> SwitchReport:
         """See `interface.Platform.switch`."""
         switcher = Switcher(
@@ -132,7 +133,9 @@ class DarwinPlatform:
             observe=self.observe,
             environment=switch_environment(self.paths, {**_identity(), **self.environment}),
         )
-        return await switcher.switch(op, closure, started=started, timeout_s=timeout_s, lock_wait_s=lock_wait_s)
+        return await switcher.switch(
+            op, closure, started=started, timeout_s=timeout_s, lock_wait_s=lock_wait_s, only_if_begun=only_if_begun
+        )
 
     async def rollback(
         self,

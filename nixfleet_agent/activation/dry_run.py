@@ -47,6 +47,7 @@ class DryRunPlatform:
         started: Callable[[], None] | None = None,
         timeout_s: float = 300.0,
         lock_wait_s: float = 60.0,
+        only_if_begun: bool = False,
     ) -> SwitchReport:
         """Run `switch-to-configuration dry-activate` and report what it printed. `started` is never called."""
         system = NixosCommands(paths=self.paths)

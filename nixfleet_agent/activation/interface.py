@@ -67,6 +67,7 @@ class Platform(Protocol):
         started: Callable[[], None] | None = None,
         timeout_s: float = 300.0,
         lock_wait_s: float = 60.0,
+        only_if_begun: bool = False,
     ) -> SwitchReport:
         """Switch to `closure`, at most once for `op`, however often and by however many processes this is called.
 
@@ -74,6 +75,7 @@ class Platform(Protocol):
         reports `INTERRUPTED` when one had begun of which nothing is left. Cancelling leaves a begun switch running.
         `started` is called when the switch begins or is found begun; not when there was nothing to do, when the lock
         was held, or when the switch is deferred. `timeout_s` counts from the switch's own beginning.
+        With `only_if_begun` nothing is begun: an order that had not begun is reported `INTERRUPTED`.
         """
         ...
 

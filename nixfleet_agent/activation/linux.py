@@ -110,9 +110,12 @@ class LinuxPlatform:
         started: Started = None,
         timeout_s: float = 300.0,
         lock_wait_s: float = 60.0,
+        only_if_begun: bool = False,
     ) -> SwitchReport:
         """See `interface.Platform.switch`."""
-        return await self._switcher().switch(op, closure, started=started, timeout_s=timeout_s, lock_wait_s=lock_wait_s)
+        return await self._switcher().switch(
+            op, closure, started=started, timeout_s=timeout_s, lock_wait_s=lock_wait_s, only_if_begun=only_if_begun
+        )
 
     async def rollback(
         self,

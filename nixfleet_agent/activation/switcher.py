@@ -66,12 +66,21 @@ class Switcher:
     environment: Mapping[str, str]
 
     async def switch(
-        self, op: str, closure: Closure, *, started: Started, timeout_s: float, lock_wait_s: float
+        self,
+        op: str,
+        closure: Closure,
+        *,
+        started: Started,
+        timeout_s: float,
+        lock_wait_s: float,
+        only_if_begun: bool = False,
     ) -> SwitchReport:
         """Obey one order; see `interface.Platform.switch`. Raises `ValueError` when `op` cannot name a file."""
         job = job_of(op, self.paths.work)
         if (given := job.report()) is not None:
             return given
+        if only_if_begun and not await self._was_begun(job):
+            return self._report(SwitchOutcome.INTERRUPTED, detail="it had not begun, and is no longer wanted")
         lock_deadline = trio.current_time() + lock_wait_s
         try:
             while True:
@@ -124,6 +133,10 @@ class Switcher:
 
         await comes_true(free, within_s=max(0.0, deadline - trio.current_time()), first_pause_s=0.1)
         return name
+
+    async def _was_begun(self, job: Job) -> bool:
+        order = job.order()
+        return order is not None and await self._has_begun(job, order)
 
     async def _has_begun(self, job: Job, order: Order) -> bool:
         """The order was launched. After a reboot one cannot know, so it counts as launched."""

@@ -1,5 +1,6 @@
 """Obey `Realise`, `Switch` and `Rollback`: call the platform, tell the reducer how it ended."""
 
+import functools
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -49,7 +50,7 @@ class ActivationWorker:
 
     async def switch(self, order: Switch) -> None:
         """Switch forward."""
-        await self._carry_out(order, self._platform.switch)
+        await self._carry_out(order, functools.partial(self._platform.switch, only_if_begun=order.only_if_begun))
 
     async def roll_back(self, order: Rollback) -> None:
         """Switch back."""

@@ -5,7 +5,11 @@ the cache answers, so that a host can go on with what is under way; whether it i
 Every artifact that proved is also kept under its digest, for an auditor.
 """
 
+import contextlib
 import logging
+import os
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -27,6 +31,9 @@ from wire.endpoints import FLEET, FLEET_SIGNATURE, ROLLOUT, ROLLOUT_SIGNATURE
 
 SIGNATURE_LIMIT: Final = 4096
 ARTIFACTS_KEPT: Final = 512
+NAMED_KEPT: Final = 32
+ACTED_ON_KEPT_S: Final = 100 * 86_400
+"""Somewhat longer than the journal keeps entries."""
 log = logging.getLogger(__name__)
 
 
@@ -55,6 +62,7 @@ class DocumentCache:
     def __init__(self, state_dir: Path) -> None:
         self._named = state_dir / "intent"
         self._kept = state_dir / "artifacts"
+        self._acted_on = state_dir / "artifacts-acted-on"
 
     def read(self, name: str) -> Document | None:
         """The artifact last saved as `name`; whether it proves is for the caller to see."""
@@ -76,11 +84,32 @@ class DocumentCache:
                 write_atomically(path.with_name(path.name + ".sig"), document.signature)
         self._forget_oldest()
 
+    def keep(self, digests: Iterable[str]) -> None:
+        """What these artifacts allow is about to be done: keep them as long as the journal that says so.
+
+        A second link to the file marks it; a journal outlives the hourly signatures of three months.
+        """
+        self._acted_on.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name in (f"{digest}.json{end}" for digest in digests for end in ("", ".sig")):
+            with contextlib.suppress(FileExistsError, FileNotFoundError):
+                os.link(self._kept / name, self._acted_on / name)
+
     def _forget_oldest(self) -> None:
-        kept = sorted(self._kept.glob("*.json"), key=lambda path: path.stat().st_mtime)
-        for path in kept[: max(0, len(kept) - ARTIFACTS_KEPT)]:
+        for path in _older_than(self._acted_on, ACTED_ON_KEPT_S):
+            path.unlink()
+        loose = [path for path in self._kept.glob("*.json") if path.stat().st_nlink == 1]
+        loose.sort(key=lambda path: path.stat().st_mtime)
+        named = sorted(self._named.glob("rollouts/*.json"), key=lambda path: path.stat().st_mtime)
+        for path in [*loose[: max(0, len(loose) - ARTIFACTS_KEPT)], *named[: max(0, len(named) - NAMED_KEPT)]]:
             path.unlink()
             path.with_name(path.name + ".sig").unlink(missing_ok=True)
+
+
+def _older_than(directory: Path, seconds: float) -> list[Path]:
+    if not directory.is_dir():
+        return []
+    oldest = time.time() - seconds
+    return [path for path in directory.iterdir() if path.stat().st_mtime < oldest]
 
 
 class IntentWorker:
@@ -92,6 +121,15 @@ class IntentWorker:
         self._memory: dict[str, Document] = {}
         self._memo: _Memo | None = None
         self._turn = trio.Lock()
+
+    def keep(self, rollout_id: RolloutId) -> None:
+        """The host is about to act on this rollout's intent: keep the proof of it."""
+        known = self._desk.state().known
+        seen, tracked = known.intents.get(rollout_id), known.rollouts.get(rollout_id)
+        latest, taken = None if seen is None else seen.intent, None if tracked is None else tracked.intent
+        for intent in {latest, taken} - {None}:
+            assert intent is not None
+            self._cache.keep((intent.manifest_digest, intent.fleet_digest))
 
     async def poll(self) -> None:
         """Look at what the fleet says is current for this host.

@@ -97,6 +97,7 @@ R1: Final = RolloutId("edge@1")
 R2: Final = RolloutId("edge@2")
 R3: Final = RolloutId("edge@3")
 C1: Final = RolloutId("core@1")
+SOUND: Final = RolloutId("edge@50d")
 
 SSH: Final = ProbeSpec(name="ssh", kind="tcp", mode=ProbeMode.ENFORCE)
 DISK: Final = ProbeSpec(name="disk", kind="command", mode=ProbeMode.OBSERVE)
@@ -480,6 +481,11 @@ class World:
             self.settings = Settings(machine_id=HOST)
             self.kill()
         self.live(5 * MINUTE)
+        current = self.state.known.current
+        if current is not None and current.record.phase is not Phase.CONVERGED and not current.prior:
+            # Neither what runs nor what ran before it has ever proved itself: nothing could be gone back to.
+            self.publish(SOUND, Release(target=closure("5", "sound")))
+            self.settle(lambda: self.phase_of(SOUND) is Phase.CONVERGED)
 
     # --- judgement --------------------------------------------------------------------------------------------------
 

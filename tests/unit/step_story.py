@@ -339,8 +339,8 @@ def _order(action: Action) -> str:
             return f"> realise {op} {_name(closure)}"
         case Abandon(op=op):
             return f"> abandon {op}"
-        case Switch(op=op, closure=closure):
-            return f"> switch {op} {_name(closure)}"
+        case Switch(op=op, closure=closure, only_if_begun=only_if_begun):
+            return f"> switch {op} {_name(closure)}{' if begun' if only_if_begun else ''}"
         case Rollback(op=op, closure=closure):
             return f"> roll back {op} {_name(closure)}"
         case RestartProbes():

@@ -122,7 +122,7 @@ ProbeFailureFirst       -           -           -         Soaking    -          
 Failed                  -           -           -         Failed     -          -         -
 RollbackComplete        -           -           -         -          -          Reverted  -
 Converged               -           -           -         Converged  -          -         -
-DispatchReject          Pending     -           -         -          -          -         -
+DispatchReject          Pending     Activating  Deferred  Soaking    Converged  -         -
 TargetRefused           Pending     Activating  -         -          -          -         -
 RollbackRequested       -           Failed      Failed    Failed     Failed     -         -
 RollbackFailed          -           -           -         -          -          Failed    -
@@ -285,7 +285,10 @@ class TestConvergence:
 class TestRollback:
     def test_it_cannot_end_on_the_failing_target(self) -> None:
         on_target = attrs.evolve(BACK, reverted_to_closure=NEW)
-        assert refusal(record_in(Phase.FAILED), on_target) == "a rollback ends on an earlier system, never on nothing or on the failing target"
+        assert (
+            refusal(record_in(Phase.FAILED), on_target)
+            == "a rollback ends on an earlier system, never on nothing or on the failing target"
+        )
 
     def test_it_is_recorded_with_what_runs_now(self) -> None:
         record = record_in(Phase.REVERTED)

@@ -125,7 +125,8 @@ def test_a_wish_without_an_earlier_system_is_refused() -> None:
             dispatched(2, running=NEW),
             ["1 DispatchAck from new", "2 ActivationCompleted", "3 ProbeTopologyDeclared ssh", "> probes"],
         ),
-        (wished_back(3), ["! rollback-failed"]),
+        (wished_back(3), ["4 DispatchReject rollback-failed", "! rollback-failed"]),
+        (wished_back(8), ["! rollback-failed"]),
     )
 
 

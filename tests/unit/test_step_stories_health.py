@@ -217,7 +217,7 @@ def test_a_rollback_that_a_reboot_must_complete_is_complete_then_even_if_it_was_
 
 
 def test_a_new_rollout_is_taken_while_a_failed_rollback_waits_for_its_next_try() -> None:
-    """What the host is stuck on is not what it would go back to: that closure is quarantined."""
+    """What the host is stuck on never proved itself: the way back is still the system before it."""
     end = to_soaking().then(
         (probed(11, "fail"), ["5 ProbeObservedFirst ssh", "6 ProbeFailureFirst ssh", "7 ProbeResult ssh fail"]),
         (tick(71), ["8 Failed ssh for 60 s: rollback-and-halt", "> roll back 3 old"]),
@@ -230,14 +230,29 @@ def test_a_new_rollout_is_taken_while_a_failed_rollback_waits_for_its_next_try()
             switched(210, 5, view(NEWER), FAILED, code=4),
             [
                 "3 ActivationFailed (4) switch-failed:",
-                "4 RollbackFailed no earlier system is on record to go back to, or it is the failing one or "
-                "quarantined itself",
                 "! switch-failed",
-                "! rollback-failed",
+                "> roll back 6 old",
             ],
         ),
+        (switched(220, 6, view(OLD)), ["4 RollbackComplete to old", "> probes"]),
     )
-    assert end.known.rollouts[R2].record.phase is Phase.FAILED
+    assert end.known.rollouts[R2].record.phase is Phase.REVERTED
+
+
+def test_a_release_of_the_closure_that_is_still_soaking_keeps_the_way_back() -> None:
+    """Another host changed, so a new rollout names for this one what it is still trying out."""
+    end = to_soaking().then(
+        (probed(11), ["5 ProbeObservedFirst ssh", "6 ProbeResult ssh pass"]),
+        (shown(20, R2, NEW, signed=20), []),
+        (
+            dispatched(21, R2, NEW, running=NEW),
+            ["1 DispatchAck from new", "2 ActivationCompleted", "3 ProbeTopologyDeclared ssh", "> probes"],
+        ),
+        (probed(22, "fail"), ["4 ProbeObservedFirst ssh", "5 ProbeFailureFirst ssh", "6 ProbeResult ssh fail"]),
+        (tick(82), ["7 Failed ssh for 60 s: rollback-and-halt", "> roll back 3 old"]),
+        (switched(90, 3, view(OLD)), ["8 RollbackComplete to old", "> probes"]),
+    )
+    assert set(end.known.quarantine) == {NEW}
 
 
 def test_without_an_earlier_system_the_host_stays_and_says_so() -> None:
@@ -287,14 +302,31 @@ def test_drift_is_noticed_once_and_not_fought_over() -> None:
     )
 
 
-def test_a_target_that_was_switched_away_does_not_converge() -> None:
+def test_a_target_that_was_switched_away_does_not_converge_and_proves_itself_anew_when_it_is_back() -> None:
     to_soaking().then(
         (probed(11), ["5 ProbeObservedFirst ssh", "6 ProbeResult ssh pass"]),
-        (observed(60, view(BY_HAND)), ["7 DriftObserved by-hand, not new"]),
+        (observed(60, view(BY_HAND)), ["7 DriftObserved by-hand, not new", "> probes"]),
+        (probed(61), []),
         (tick(130), []),
         (observed(180, view(BY_HAND)), []),
-        (observed(240), ["8 Converged"]),
+        (observed(240), ["> probes"]),
+        (tick(359), []),
+        (probed(359.5), ["8 ProbeObservedFirst ssh", "9 ProbeResult ssh pass"]),
+        (tick(360), ["> observe"]),
+        (observed(360), ["10 Converged"]),
     )
+
+
+def test_a_system_that_was_chosen_by_hand_is_not_fought_over_however_sick_it_is() -> None:
+    story = to_soaking().then(
+        (probed(11), ["5 ProbeObservedFirst ssh", "6 ProbeResult ssh pass"]),
+        (observed(60, view(BY_HAND)), ["7 DriftObserved by-hand, not new", "> probes"]),
+        (probed(61, "fail"), []),
+        (tick(130), []),
+        (probed(300, "fail"), []),
+        (tick(400), []),
+    )
+    assert not story.known.quarantine
 
 
 def test_what_is_seen_in_the_middle_of_a_switch_is_not_drift() -> None:

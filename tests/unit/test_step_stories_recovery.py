@@ -63,6 +63,39 @@ def test_an_agent_killed_while_soaking_keeps_the_stamp_of_the_first_failure() ->
     )
 
 
+def test_an_old_failure_is_seen_again_before_it_counts_after_a_long_absence() -> None:
+    failing = to_soaking().then(
+        (probed(11, "fail"), ["5 ProbeObservedFirst ssh", "6 ProbeFailureFirst ssh", "7 ProbeResult ssh fail"]),
+    )
+    away = failing.killed()
+    away.then(
+        (booted(600, view(NEW)), ["> probes"]), (tick(601), []), (probed(602), ["8 ProbeResult ssh pass", "> observe"])
+    )
+    away.then(
+        (booted(600, view(NEW)), ["> probes"]),
+        (probed(602, "fail"), ["8 Failed ssh for 591 s: rollback-and-halt", "> roll back 3 old"]),
+    )
+
+
+def test_a_wiped_agent_goes_on_counting_after_a_dispatch_it_had_rejected() -> None:
+    """Numbers that the control plane has seen are never used for other facts."""
+    tell(
+        (booted(0, view(OLD)), ["> probes"]),
+        (seen_by_the_control_plane(1, Phase.PENDING, 2), []),
+        (shown(2), []),
+        (dispatched(3), ["3 DispatchAck from old", "> realise 1 new"]),
+    )
+
+
+def test_a_switch_that_was_asked_back_is_not_begun_by_a_restarted_agent() -> None:
+    asked = to_switching().then((wished_back(6), ["3 RollbackRequested"]))
+    asked.killed().then(
+        (booted(7, view(OLD)), ["> switch 2 new if begun", "> probes"]),
+        (switched(8, 2, view(OLD), SwitchOutcome.INTERRUPTED), ["> roll back 3 old"]),
+        (switched(9, 3, view(OLD)), ["4 RollbackComplete to old", "> probes"]),
+    )
+
+
 def test_an_agent_killed_during_a_rollback_asks_for_it_again() -> None:
     going_back = to_soaking().then(
         (probed(11, "fail"), ["5 ProbeObservedFirst ssh", "6 ProbeFailureFirst ssh", "7 ProbeResult ssh fail"]),
