@@ -34,6 +34,7 @@ from evidence.errors import EvidenceError
 from state_machine.freshness import age_verdict
 from state_machine.intent import Fleet, Manifest
 from state_machine.values import Channel, Reason, RolloutId, WallMs, is_rollout_id
+from wire.timestamps import format_rfc3339
 
 LOG: Final = logging.getLogger(__name__)
 
@@ -286,7 +287,7 @@ class Adopter:
         mark = self._ledger.book.get(Artifact, kind, channel or "")
         if mark is not None and mark.digest == held.proven.digest:
             return
-        LOG.info("%s %s of %d is in force", kind, rollout_id or "", held.proven.signed_at)
+        LOG.info("%s signed %s is in force", rollout_id or kind, format_rfc3339(held.proven.signed_at))
         self._ledger.record(
             ArtifactAdopted(
                 kind=kind,

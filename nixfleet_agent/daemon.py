@@ -249,6 +249,7 @@ async def _reload(parts: Parts) -> None:
 async def _poke(parts: Parts) -> None:
     """Try everything now that would be tried later."""
     parts.opened.poke()
+    parts.runtime.try_journal_now()
     await parts.runtime.tell(Poked(at=now()))
 
 

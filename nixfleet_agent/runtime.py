@@ -109,6 +109,10 @@ class Runtime:
         """Hand an event to the reducer; waits while its channel is full."""
         await self._send.send(event)
 
+    def try_journal_now(self) -> None:
+        """With the next event, try again to commit what is held back: somebody has reason to think that it works."""
+        self._retry_at = 0.0
+
     async def turned(self) -> None:
         """Wait until the reducer has turned once more."""
         await self._turned.wait()

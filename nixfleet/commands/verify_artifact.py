@@ -11,7 +11,7 @@ from evidence.artifacts import verify, verify_fleet, verify_manifest, verify_non
 from evidence.canonical import ARTIFACT_LIMIT
 from evidence.documents import decode
 from evidence.errors import EvidenceError
-from evidence.trust import KeySlot, load_trust
+from evidence.trust import KeySlot, TrustFileError, load_trust
 from nixfleet.clock import in_words
 from nixfleet.commands import options
 from state_machine.freshness import age_verdict
@@ -80,17 +80,30 @@ def verify_artifact(
     if rollout_id is not None and kind is not Kind.ROLLOUT:
         raise click.UsageError("--rollout-id goes with --kind rollout")
     roots_path = options.required(trust_file, "--trust-file", "the trust file")
-    if not roots_path.is_file():
-        raise click.UsageError(f"the trust file {roots_path} does not exist")
     signature = signature or artifact.with_name(artifact.name + ".sig")
     try:
-        slot = load_trust(roots_path).ci_release_key
+        slot = _slot(roots_path)
         data, mark = _content(artifact, ARTIFACT_LIMIT + 1), _content(signature, _SIGNATURE_READ)
         check(data, mark, slot, kind, options.instant(now), freshness_window_secs, rollout_id)
     except (EvidenceError, Refusal) as error:
         click.echo(f"{error.reason}: {error.detail}", err=True)
         ctx.exit(1)
     click.echo("ok")
+
+
+def _slot(trust_file: Path) -> KeySlot:
+    """The keys to check with.
+
+    Raises:
+        EvidenceError, Refusal: there are none, naming the file.
+    """
+    try:
+        return load_trust(trust_file).ci_release_key
+    except TrustFileError:
+        raise
+    except EvidenceError as error:
+        detail = f"the trust file {trust_file} cannot be used: {error.detail}"
+        raise Refusal(reason=error.reason, detail=detail) from error
 
 
 def check(

@@ -20,6 +20,8 @@ def demo(keep: bool, no_nix: bool, directory: Path | None) -> None:
     from nixfleet.demo.play import play
     from nixfleet.demo.stage import DemoFailedError, Stage
 
+    if directory is not None and directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise click.UsageError(f"{directory} is not an empty directory; name a new one")
     place = directory or Path(tempfile.mkdtemp(prefix="nixfleet-demo-"))
     stage = Stage()
     try:
@@ -28,7 +30,7 @@ def demo(keep: bool, no_nix: bool, directory: Path | None) -> None:
         stage.failed(str(error), place)
         sys.exit(1)
     except KeyboardInterrupt:
-        stage.line("")
+        stage.line(f"stopped; logs and state are in {place}")
         sys.exit(130)
     if keep or directory is not None:
         stage.line(f"everything is in {place}")

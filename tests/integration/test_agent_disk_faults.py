@@ -162,7 +162,6 @@ def test_a_journal_of_a_newer_version_is_not_touched(fleet: AgentFleet, liar: Li
         assert (agent.metric("nixfleet_agent_refusals_total", reason="busy") or 0) >= 1
         assert agent.journal.read_bytes() == before
         second = agent.command()
-        )
         assert second.returncode == 1
         assert f"process {agent.pid}" in second.stderr
         agent.stop()
@@ -208,18 +207,17 @@ def test_a_read_only_state_directory_is_lived_with_until_it_is_mended(fleet: Age
 @pytest.mark.root
 def test_a_disk_that_is_full_at_the_start_is_lived_with_until_there_is_room(fleet: AgentFleet, liar: Liar) -> None:
     agent = make_agent(fleet, liar)
-    with mounted(agent.state_dir, "-t", "tmpfs", "-o", "size=4m", "tmpfs"):
-        with agent.running():
-            agent.until_ready()
-            agent.kill()
-            ballast = fill(agent.state_dir)
-            agent.start()
-            assert_held(agent, liar, "disk-full")
-            ballast.unlink()
-            agent.poke()
-            agent.until_status("a journal", lambda said: said["runs"] and not said["waiting_on"])
-            rollout, _ = send(agent, liar)
-            agent.until_settled(rollout, "Converged")
+    with mounted(agent.state_dir, "-t", "tmpfs", "-o", "size=4m", "tmpfs"), agent.running():
+        agent.until_ready()
+        agent.kill()
+        ballast = fill(agent.state_dir)
+        agent.start()
+        assert_held(agent, liar, "disk-full")
+        ballast.unlink()
+        agent.poke()
+        agent.until_status("a journal", lambda said: said["runs"] and not said["waiting_on"])
+        rollout, _ = send(agent, liar)
+        agent.until_settled(rollout, "Converged")
 
 
 # In the middle of a run
@@ -229,23 +227,23 @@ def test_a_disk_that_is_full_at_the_start_is_lived_with_until_there_is_room(flee
 @pytest.mark.root
 def test_a_disk_that_fills_up_in_the_middle_of_a_run_stops_only_what_needs_it(fleet: AgentFleet, liar: Liar) -> None:
     agent = make_agent(fleet, liar)
-    with mounted(agent.state_dir, "-t", "tmpfs", "-o", "size=4m", "tmpfs"):
-        with agent.running():
-            agent.until_reached("heartbeat")
-            ballast = fill(agent.state_dir)
-            rollout, good = send(agent, liar)
-            said = agent.until_status("the trouble", lambda said: said["journal_error"])
-            assert "disk-full" in said["journal_error"]
-            agent.until_logged("the journal cannot be written; nothing new is begun until it can")
-            assert (agent.metric("nixfleet_agent_journal_errors_total") or 0) >= 1
-            liar.until_asked("heartbeat", 3)
-            assert agent.switches() == []
-            assert not liar.facts
-            ballast.unlink()
-            agent.until_logged("the journal can be written again")
-            agent.until_settled(rollout, "Converged")
-            assert agent.switches() == [good]
-            assert agent.until_ready()["journal_error"] is None
+    with mounted(agent.state_dir, "-t", "tmpfs", "-o", "size=4m", "tmpfs"), agent.running():
+        agent.until_reached("heartbeat")
+        ballast = fill(agent.state_dir)
+        rollout, good = send(agent, liar)
+        said = agent.until_status("the trouble", lambda said: said["journal_error"])
+        assert "disk-full" in said["journal_error"]
+        agent.until_logged("the journal cannot be written; nothing new is begun until it can")
+        assert (agent.metric("nixfleet_agent_journal_errors_total") or 0) >= 1
+        liar.until_asked("heartbeat", 3)
+        assert agent.switches() == []
+        assert not liar.facts
+        ballast.unlink()
+        agent.poke()
+        agent.until_logged("the journal can be written again")
+        agent.until_settled(rollout, "Converged")
+        assert agent.switches() == [good]
+        assert agent.until_ready()["journal_error"] is None
 
 
 def test_a_limit_on_the_size_of_files_is_a_full_disk(fleet: AgentFleet, liar: Liar) -> None:
@@ -260,5 +258,6 @@ def test_a_limit_on_the_size_of_files_is_a_full_disk(fleet: AgentFleet, liar: Li
         liar.until_asked("heartbeat", 2)
         assert agent.switches() == []
         subprocess.run(["prlimit", "--fsize=unlimited:unlimited", "--pid", str(agent.pid)], check=True)
+        agent.poke()
         agent.until_settled(rollout, "Converged")
         assert agent.switches() == [good]

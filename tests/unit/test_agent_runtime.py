@@ -19,6 +19,7 @@ from state_machine.events import (
     Duty,
     DutyFinished,
     Event,
+    Poked,
     ProbeObserved,
     QuarantineCleared,
     Settings,
@@ -306,6 +307,25 @@ async def test_the_journal_is_not_tried_more_often_than_every_few_seconds(autoju
             await trio.sleep(0.1)
         nursery.cancel_scope.cancel()
     assert bench.ledger.attempts <= 2 + 10 / JOURNAL_RETRY_S
+
+
+async def test_the_journal_is_tried_at_once_when_somebody_asks(autojump_clock: MockClock) -> None:
+    bench = Bench()
+    async with trio.open_nursery() as nursery:
+        await bench.run(nursery)
+        await bench.runtime.tell(booted())
+        await settle()
+        bench.ledger.refuses = True
+        await bench.runtime.tell(seen(B))
+        await settle()
+        bench.ledger.refuses = False
+        began = trio.current_time()
+        bench.runtime.try_journal_now()
+        await bench.runtime.tell(Poked(at=now()))
+        await settle()
+        assert trio.current_time() == began
+        assert bench.runtime.state().known.system.running == B
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_start_that_cannot_be_recorded_ends_the_process(autojump_clock: MockClock) -> None:

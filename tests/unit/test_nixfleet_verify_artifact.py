@@ -277,11 +277,15 @@ def test_a_file_that_is_not_there_is_missing(releases: Path, verdict: Verdict) -
     assert verdict("rollouts/none.json")[2].startswith("missing: ")
 
 
+def test_a_trust_file_that_is_not_there_trusts_nobody(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["verify-artifact", "--artifact", "a", "--trust-file", "/nowhere/trust.json"]) == 1
+    assert capfd.readouterr().err.startswith("no-trust-roots: the trust file /nowhere/trust.json ")
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         [],
-        ["--artifact", "a", "--trust-file", "/nowhere/trust.json"],
         ["--artifact", "a"],
         ["--artifact", "a", "--kind", "firmware"],
         ["--artifact", "a", "--now", "tomorrow"],
