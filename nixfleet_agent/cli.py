@@ -62,7 +62,7 @@ def _given(values: dict[str, Any]) -> Raw:
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="nixfleet-agent")
+@click.version_option(__version__, prog_name="nixfleet-agent", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context, /, **values: Any) -> None:
     """The deployment agent of a Nix host.
@@ -88,6 +88,11 @@ def _guard(work: Callable[[], int | None]) -> None:
 
     try:
         code = work() or 0
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output has seen enough. Nothing may be written when the interpreter closes it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     except AgentError as error:
         code = complain(error)
     except (EvidenceError, OSError) as error:

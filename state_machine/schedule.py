@@ -133,30 +133,26 @@ def _retry_ms(event: DutyFinished, failures: int) -> int:
 
 def order_due(turn: Turn) -> None:
     """Order every exchange whose time has come, as the last thing in every step."""
-    _revive_lost(turn)
-    session = turn.session
-    for duty, due in session.due.items():
-        if due <= turn.now and duty is not Duty.DELIVERY and duty not in session.started:
-            _begin(turn, duty)
-            turn.order(Perform(duty=duty))
+    _begin_due(turn)
     _order_delivery(turn)
     _order_refetch(turn)
+
+
+def _begin_due(turn: Turn) -> None:
+    session, now = turn.session, turn.now
+    lost = [duty for duty, since in session.started.items() if now - since >= LOST_MS]
+    started = without(session.started, *lost)
+    due = {**session.due, **dict.fromkeys(lost, now)}
+    begun = [duty for duty, at in due.items() if at <= now and duty is not Duty.DELIVERY and duty not in started]
+    if lost or begun:
+        turn.set_session(due=without(due, *begun), started={**started, **dict.fromkeys(begun, now)})
+    for duty in begun:
+        turn.order(Perform(duty=duty))
 
 
 def mark_seen(turn: Turn) -> None:
     """The levels of the soak have been considered up to this moment; they need wake nobody again."""
     turn.set_session(seen=turn.now, seen_wall=turn.wall)
-
-
-def _revive_lost(turn: Turn) -> None:
-    lost = [duty for duty, since in turn.session.started.items() if turn.now - since >= LOST_MS]
-    for duty in lost:
-        turn.set_session(started=without(turn.session.started, duty), due={**turn.session.due, duty: turn.now})
-
-
-def _begin(turn: Turn, duty: Duty, **changes: Any) -> None:
-    session = turn.session
-    turn.set_session(due=without(session.due, duty), started={**session.started, duty: turn.now}, **changes)
 
 
 def _order_delivery(turn: Turn) -> None:
@@ -168,7 +164,11 @@ def _order_delivery(turn: Turn) -> None:
     # One rollout whose facts will not go through must not stand in the way of the others.
     first = next((tracked for tracked in backlog if tracked.number > session.stuck), backlog[0])
     from_seq = first.delivered_seq + 1
-    _begin(turn, Duty.DELIVERY, delivering=(first.record.rollout_id, from_seq))
+    turn.set_session(
+        due=without(session.due, Duty.DELIVERY),
+        started={**session.started, Duty.DELIVERY: turn.now},
+        delivering=(first.record.rollout_id, from_seq),
+    )
     turn.order(
         DeliverFacts(
             rollout_id=first.record.rollout_id,

@@ -121,7 +121,7 @@ class DirectoryFoundry:
 
     root: Path
     key: CacheKey
-    title: str = "a plain directory store with a signed cache (nix is not installed here)"
+    title: str = "a plain directory store with a signed cache, behind the same interface as nix"
     count: int = 0
 
     @property

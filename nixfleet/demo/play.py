@@ -261,7 +261,7 @@ def _forgery(world: World) -> None:
     _watch_refusals(world, taken_over)
     stage.claim(
         before == {name: host.switches() for name, host in world.hosts.items()},
-        f"nothing was switched; {rollout[:15]}… exists for nobody but the attacker",
+        f"nothing was switched; {rollout[:15]}… is on the record of every host as refused",
     )
     world.control_plane.start(world.releases, world.trust)
     stage.line("the real control plane is back; its database is as it was before")
