@@ -255,6 +255,7 @@ async def _poke(parts: Parts) -> None:
 
 async def _answer(parts: Parts, request: Mapping[str, Any]) -> dict[str, Any]:
     """One request on the control socket."""
+    await parts.runtime.began()
     match request.get("do"):
         case "status":
             state = parts.runtime.state()
@@ -316,7 +317,7 @@ def _gc_roots(config: Config) -> str:
 
 
 def _store(config: Config, paths: Paths) -> Store:
-    # A host has one of them: the other would be 0.2 MB of nothing.
+    # A host has one of them; the other would only take up memory.
     if config.store == "nix":
         from nixfleet_agent.activation.nix_store import NixStore
 

@@ -43,7 +43,10 @@ def _keys(config: Config) -> None:
 
 
 def _trust(config: Config) -> None:
-    unusable = unusable_keys(load_trust(config.trust_file))
+    try:
+        unusable = unusable_keys(load_trust(config.trust_file))
+    except EvidenceError as error:
+        unusable = (str(error),)
     if unusable:
         raise ConfigurationError(problems=tuple(f"--trust-file: {config.trust_file}: {line}" for line in unusable))
 

@@ -100,6 +100,7 @@ class Runtime:
         self._held_back: list[Event] = []
         self._retry_at = 0.0
         self._turned = trio.Event()
+        self._began = trio.Event()
 
     def state(self) -> State:
         """The state now. A frozen value: nobody but the reducer can change it."""
@@ -108,6 +109,10 @@ class Runtime:
     async def tell(self, event: Event) -> None:
         """Hand an event to the reducer; waits while its channel is full."""
         await self._send.send(event)
+
+    async def began(self) -> None:
+        """Wait until the reducer has turned for the first time: before that the state is that of an earlier run."""
+        await self._began.wait()
 
     def try_journal_now(self) -> None:
         """With the next event, try again to commit what is held back: somebody has reason to think that it works."""
@@ -235,6 +240,7 @@ class Runtime:
     def _announce(self) -> None:
         turned, self._turned = self._turned, trio.Event()
         turned.set()
+        self._began.set()
 
     async def _checkpoint(self) -> None:
         if self._ledger.entries_since_checkpoint < CHECKPOINT_EVERY:

@@ -131,7 +131,7 @@ class IntentVerified:
 class IntentRefused:
     """Intent could not be had or did not prove. `rollout_id` None: it was the fleet itself, with no rollout in mind.
 
-    `final` False means it could not be fetched at all, which may pass.
+    `final` False means it could not be fetched at all, which may pass; `retry_after_ms` is what the answer asked for.
     """
 
     at: Moment
@@ -140,6 +140,7 @@ class IntentRefused:
     detail: str
     final: bool
     jitter: float = 0.5
+    retry_after_ms: int | None = None
 
 
 @attrs.frozen(kw_only=True)

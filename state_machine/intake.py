@@ -175,7 +175,7 @@ def on_intent_refused(turn: Turn, event: IntentRefused) -> None:
     if event.final:
         _reject_held(turn, event.reason, event.detail)
     else:
-        schedule.plan_refetch(turn, event.jitter)
+        schedule.plan_refetch(turn, event.jitter, event.retry_after_ms)
 
 
 # --- dispatch -------------------------------------------------------------------------------------------------------

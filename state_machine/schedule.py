@@ -133,21 +133,26 @@ def _retry_ms(event: DutyFinished, failures: int) -> int:
 
 def order_due(turn: Turn) -> None:
     """Order every exchange whose time has come, as the last thing in every step."""
-    _begin_due(turn)
+    _revive_lost(turn)
+    session, now = turn.session, turn.now
+    begun = [duty for duty, due in session.due.items() if due <= now and _may_begin(turn, duty)]
+    if begun:
+        turn.set_session(due=without(session.due, *begun), started={**session.started, **dict.fromkeys(begun, now)})
+    for duty in begun:
+        turn.order(Perform(duty=duty))
     _order_delivery(turn)
     _order_refetch(turn)
 
 
-def _begin_due(turn: Turn) -> None:
+def _revive_lost(turn: Turn) -> None:
     session, now = turn.session, turn.now
     lost = [duty for duty, since in session.started.items() if now - since >= LOST_MS]
-    started = without(session.started, *lost)
-    due = {**session.due, **dict.fromkeys(lost, now)}
-    begun = [duty for duty, at in due.items() if at <= now and duty is not Duty.DELIVERY and duty not in started]
-    if lost or begun:
-        turn.set_session(due=without(due, *begun), started={**started, **dict.fromkeys(begun, now)})
-    for duty in begun:
-        turn.order(Perform(duty=duty))
+    if lost:
+        turn.set_session(started=without(session.started, *lost), due={**session.due, **dict.fromkeys(lost, now)})
+
+
+def _may_begin(turn: Turn, duty: Duty) -> bool:
+    return duty is not Duty.DELIVERY and duty not in turn.session.started
 
 
 def mark_seen(turn: Turn) -> None:
@@ -190,10 +195,11 @@ def fetch(turn: Turn, rollout_id: RolloutId) -> None:
     turn.order(FetchIntent(rollout_id=rollout_id))
 
 
-def plan_refetch(turn: Turn, jitter: float) -> None:
-    """Try to fetch the held dispatch's manifest again after a growing pause."""
+def plan_refetch(turn: Turn, jitter: float, retry_after_ms: int | None) -> None:
+    """Try to fetch the held dispatch's manifest again after a growing pause, or after the one that was asked for."""
     failures = turn.session.refetch_failures
-    at = SteadyMs(turn.now + backoff_ms(REFETCH_BASE_MS, REFETCH_CAP_MS, failures, jitter))
+    own = backoff_ms(REFETCH_BASE_MS, REFETCH_CAP_MS, failures, jitter)
+    at = SteadyMs(turn.now + max(own, min(retry_after_ms or 0, RETRY_AFTER_CAP_MS)))
     turn.set_session(refetch_at=at, refetch_failures=failures + 1)
 
 

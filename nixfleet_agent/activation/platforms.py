@@ -29,7 +29,7 @@ def platform_for(
     def linux(runner: Runner) -> LinuxPlatform:
         return LinuxPlatform(paths=paths, store=store, runner=runner, environment=extra, components=components)
 
-    # One host needs one of them; all together take 0.5 MB and 8 ms.
+    # One host needs one of them, and memory is the daemon's scarcest good.
     match method:
         case SwitchMethod.SYSTEMD_RUN:
             from nixfleet_agent.activation.systemd_unit import SystemdRunner

@@ -195,7 +195,9 @@ class IntentWorker:
                 return event
         # Only "there is no such rollout" is an answer; anything else may be different next time.
         final = isinstance(error, RefusedError) and error.status == 404
-        return self._refused(rollout_id, Reason.MISSING, str(error), final=final)
+        refused_event = self._refused(rollout_id, Reason.MISSING, str(error), final=final)
+        asked_ms = error.retry_after_ms if isinstance(error, RefusedError) else None
+        return attrs.evolve(refused_event, retry_after_ms=asked_ms)
 
     def _prove(self, rollout_id: RolloutId, fleet: Document, manifest: Document) -> Event:
         at, memo, trust = self._desk.clock(), self._memo, self._trust_stamp()

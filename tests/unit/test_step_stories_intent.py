@@ -237,3 +237,14 @@ def test_an_intent_that_had_to_make_room_does_not_come_back_younger() -> None:
         (attrs.evolve(dispatched(7200), at=at(7200, clock_off_s=-7200)), ["> fetch edge@1"]),
         (shown(7201, clock_off_s=-7200), ["1 TargetRefused stale", "2 DispatchReject stale", "! stale"]),
     )
+
+
+def test_a_manifest_that_cannot_be_had_is_asked_for_again_when_the_control_plane_said_and_not_before() -> None:
+    away = attrs.evolve(refused(2, Reason.MISSING, final=False), retry_after_ms=30_000)
+    tell(
+        (booted(0), ["> probes"]),
+        (dispatched(1), ["> fetch edge@1"]),
+        (away, []),
+        (tick(31), []),
+        (tick(32), ["> fetch edge@1"]),
+    )
