@@ -1,8 +1,9 @@
 """Keep what the daemon does not run on out of its memory. Imported before anything else that is large.
 
 httpx imports its own command line when click, rich and pygments can be imported (measured: 49 ms and 6 MB more), and
-its transport imports HTTP/2 when h2 can be (20 ms and 1 MB). They are installed here for other programs, so the daemon
-tells the import system that these modules are not there; httpx and its transport have paths of their own for that.
+its transport imports HTTP/2 when h2 can be (20 ms and 1 MB), and AnyIO, of which Trio has no need. They are installed
+here for other programs, so the daemon tells the import system that these modules are not there; httpx and its
+transport have paths of their own for that.
 
 attrs keeps the source of every method it makes, for debuggers. `load` imports the daemon part by part and lets go of
 it in between, so that the next part takes that place (measured: 1.1 MB less).
@@ -17,7 +18,7 @@ import linecache
 import sys
 from typing import Final
 
-_ABSENT: Final = {"httpx": "httpx._main", "httpcore": "h2"}
+_ABSENT: Final = (("httpx", "httpx._main"), ("httpcore", "h2"), ("httpcore", "anyio"))
 _PARTS: Final = (
     "trio",
     "state_machine.step",
@@ -34,7 +35,7 @@ _PARTS: Final = (
 _M_ARENA_MAX: Final = -8
 """From glibc's `malloc.h`; see mallopt(3)."""
 
-for _user, _module in _ABSENT.items():
+for _user, _module in _ABSENT:
     if _user not in sys.modules:
         sys.modules[_module] = None  # type: ignore[assignment]  # the documented way to block an import
 

@@ -219,7 +219,13 @@ class Liar:
     """The server. Everything public may be used from the test's thread."""
 
     def __init__(
-        self, lab: Lab, *, identity: str = "server", port: int = 0, https: bool = True, validity_s: int = 86_400
+        self,
+        lab: Lab,
+        *,
+        identity: str = "server",
+        https: bool = True,
+        newest_tls: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
+        validity_s: int = 86_400,
     ) -> None:
         self.lab, self.says, self.validity_s = lab, dict[str, Behaviour](), validity_s
         self.seen: list[Seen] = []
@@ -229,7 +235,7 @@ class Liar:
         self.replies: dict[str, Any] = {}
         """Members that honest heartbeat replies carry besides."""
         self._queue: dict[str, deque[dict[str, Any]]] = {}
-        self._port, self._https, self._identity = port, https, identity
+        self._port, self._https, self._identity, self._newest_tls = 0, https, identity, newest_tls
         self._ready = threading.Event()
         self._thread = threading.Thread(target=trio.run, args=(self._serve,), daemon=True)
 
@@ -301,6 +307,7 @@ class Liar:
     def _tls(self) -> ssl.SSLContext:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=self.lab.path("ca.pem"))
         context.verify_mode = ssl.CERT_OPTIONAL
+        context.maximum_version = self._newest_tls
         context.load_cert_chain(self.lab.path(f"{self._identity}.pem"), self.lab.path(f"{self._identity}-key.pem"))
         return context
 

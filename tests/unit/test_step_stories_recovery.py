@@ -215,6 +215,16 @@ def test_an_interrupted_switch_is_begun_again() -> None:
     )
 
 
+def test_running_time_never_goes_back_even_if_the_monotonic_clock_does_within_one_boot() -> None:
+    """A container has the boot id of its host, and a clock that it may be given anew."""
+    to_soaking(probes=()).killed().then(
+        (booted(3, view(NEW), probes=()), ["> probes"]),
+        (tick(122.9), []),
+        (tick(123), ["> observe"]),
+        (observed(123), ["5 Converged"]),
+    )
+
+
 def test_probes_that_changed_with_the_restart_are_declared_anew() -> None:
     to_soaking().killed().then(
         (booted(40, view(NEW), probes=()), ["5 ProbeTopologyDeclared", "> probes"]),
