@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import time
-from typing import Final
+from typing import Final, TextIO
 
 _LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -46,11 +46,24 @@ class HumanFormatter(logging.Formatter):
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text
 
 
+class LineHandler(logging.StreamHandler[TextIO]):
+    """Standard error, for as long as somebody reads it. A log without a reader must end neither run nor shutdown."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name is logging's
+        """Write to nowhere once the reader has gone; what is still in the buffer goes there too."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            return super().handleError(record)
+        nowhere = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(nowhere, sys.stderr.fileno())
+        os.close(nowhere)
+        return None
+
+
 def set_up(log_format: str, log_level: str) -> None:
     """Log to standard error. `auto` is JSON under a service manager and human otherwise."""
     managed = "INVOCATION_ID" in os.environ or not sys.stderr.isatty()
     as_json = log_format == "json" or (log_format == "auto" and managed)
-    handler = logging.StreamHandler(sys.stderr)
+    handler = LineHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if as_json else HumanFormatter())
     logging.basicConfig(level=_LEVELS[log_level], handlers=[handler], force=True)
     # httpx logs every request with its URL at info, which is a line a second on a busy agent.

@@ -163,6 +163,15 @@ def _retry_after_ms(text: str | None, now: WallMs) -> int | None:
 
 
 def _cause(error: BaseException) -> str:
-    text = str(error) or type(error).__name__
-    below = error.__cause__ or error.__context__
-    return text if below is None or str(below) in ("", text) else f"{text} ({below})"
+    """The outermost words, and the innermost where they add something: the layers between often have none at all."""
+    said: list[str] = []
+    at: BaseException | None = error
+    while at is not None:
+        if isinstance(at, BaseExceptionGroup):
+            at = at.exceptions[0]
+        else:
+            said += [str(at)] if str(at) else []
+            at = at.__cause__ or at.__context__
+    if not said:
+        return type(error).__name__
+    return said[0] if said[0] == said[-1] else f"{said[0]} ({said[-1]})"

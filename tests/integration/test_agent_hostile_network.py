@@ -137,17 +137,24 @@ def test_endless_answers_are_cut_off_and_memory_stays_flat(fleet: AgentFleet, li
         # One artifact of the largest size in each of the buffers that it passes through.
         assert _peak_kib(agent) - peak < 24 * 1024
         liar.says.clear()
-        agent.poke()
         rollout, _ = send(agent, liar)
+
+        def poked() -> bool:
+            agent.poke()
+            return bool(liar.told(rollout))
+
+        agent.until("the first fact", poked)
         agent.until_settled(rollout, "Converged")
 
 
 def _floods(agent: Agent, liar: Liar, count: int) -> None:
     wanted = len(liar.seen) + count
-    while len(liar.seen) < wanted:
-        before = len(liar.seen)
-        agent.poke()
-        liar.until("another flood", lambda before=before: len(liar.seen) > before)
+
+    def enough() -> bool:
+        agent.poke()  # what is due later, and is not under way, is asked now
+        return len(liar.seen) >= wanted
+
+    agent.until(f"{count} floods", enough)
 
 
 def _peak_kib(agent: Agent) -> int:

@@ -1,5 +1,6 @@
 """What a request may cost: a deadline for the whole of it, a limit for its answer, and nothing that is kept."""
 
+import ssl
 from collections.abc import AsyncIterator, Callable
 from typing import Final
 
@@ -130,6 +131,33 @@ async def test_whatever_goes_wrong_on_the_way_is_one_kind_of_error(error: Except
     with pytest.raises(UnreachableError) as caught:
         await get(line)
     assert str(error) in str(caught.value)
+
+
+async def test_the_cause_is_found_under_layers_that_say_nothing() -> None:
+    """As it is with TLS: the reason is three exceptions down, and those above it are empty."""
+
+    def answers(request: httpx.Request) -> httpx.Response:
+        try:
+            try:
+                raise ssl.SSLError("certificate verify failed")
+            except ssl.SSLError as error:
+                raise trio.BrokenResourceError from error
+        except trio.BrokenResourceError as error:
+            raise httpx.ConnectError("") from error
+
+    line, _ = connection(answers)
+    with pytest.raises(UnreachableError, match="certificate verify failed"):
+        await get(line)
+
+
+async def test_the_cause_is_found_in_a_group_of_attempts() -> None:
+    def answers(request: httpx.Request) -> httpx.Response:
+        group = ExceptionGroup("2 attempts", [ConnectionRefusedError(111, "Connection refused"), TimeoutError()])
+        raise httpx.ConnectError("all attempts failed") from group
+
+    line, _ = connection(answers)
+    with pytest.raises(UnreachableError, match=r"all attempts failed \(\[Errno 111\] Connection refused\)"):
+        await get(line)
 
 
 async def test_cookies_are_neither_kept_nor_sent() -> None:

@@ -1,0 +1,153 @@
+"""What an agent costs while nothing happens: it wakes for its polls, and has loaded what it runs on and no more.
+
+Which modules are loaded is asked of the agent itself without touching it: Python's `-X importtime` makes the
+interpreter name every module on standard error at the moment it is imported, in the real process, for its whole life.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import psutil
+import pytest
+
+from tests.agentlab import Agent, AgentFleet
+from tests.liar import Liar
+
+OURS: Final = ("nixfleet_agent", "state_machine", "evidence", "wire")
+
+LIBRARIES: Final = (
+    "trio",
+    "outcome",
+    "sniffio",
+    "sortedcontainers",
+    "attr",
+    "attrs",
+    "cattr",
+    "cattrs",
+    "typing_extensions",
+    "httpx",
+    "httpcore",
+    "h11",
+    "certifi",
+    "idna",
+    "anyio",
+    "nacl",
+    "_sodium",
+    "cffi",
+    "_cffi_backend",
+    "jcs",
+)
+"""What the resident process may have loaded from outside the standard library, by the first part of the name."""
+
+FORBIDDEN: Final = (
+    "click",
+    "rich",
+    "pygments",
+    "cryptography",
+    "sqlite_utils",
+    "prometheus_client",
+    "structlog",
+    "starlette",
+    "anycorn",
+    "hypothesis",
+    "control_plane",
+    "nixfleet",
+    "asyncio",
+    "multiprocessing",
+    "unittest",
+    "pydoc",
+    "tkinter",
+)
+"""What must not be there for a reason: memory, start-up time, or because it is the other side."""
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> AgentFleet:
+    return AgentFleet(tmp_path)
+
+
+@pytest.fixture
+def liar(fleet: AgentFleet) -> Iterator[Liar]:
+    with Liar(fleet) as liar:
+        yield liar
+
+
+def test_an_idle_agent_wakes_for_its_polls_and_nothing_else(fleet: AgentFleet, liar: Liar) -> None:
+    fleet.publish("c0ffee")
+    agent = fleet.agent("web1", liar.url, running=fleet.system(), checks={}, metrics_port=0)
+    with agent.running():
+        agent.until_reached("intent")
+        agent.until_reached("heartbeat")
+        process = psutil.Process(agent.pid)
+        before, events, cpu = len(liar.seen), _events(agent), _cpu_s(process)
+        liar.until_asked("heartbeat", 4)
+        seen = liar.seen[before:]
+        asked = {name: sum(1 for each in seen if each.name == name) for name in {each.name for each in seen}}
+        # Four heartbeats, as many looks at the intent (of which what is unchanged is not fetched), one open long-poll.
+        assert set(asked) <= {"heartbeat", "fleet", "fleet-sig", "rollout", "rollout-sig", "dispatch"}
+        assert asked["heartbeat"] <= 5
+        assert asked["fleet"] <= 6
+        assert asked.get("dispatch", 0) <= 1
+        # Each exchange is a handful of events; a loop that ran by itself would be thousands.
+        assert _events(agent) - events <= 6 * (asked["heartbeat"] + asked["fleet"]) + 10
+        # Of the seconds that four heartbeats take, a busy loop would have burnt every one.
+        assert _cpu_s(process) - cpu < 0.5 * (seen[-1].at - seen[0].at)
+
+
+def _events(agent: Agent) -> float:
+    return sum(s.value for family in agent.metrics() for s in family.samples if s.name == "nixfleet_agent_events_total")
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def test_an_agent_without_a_control_plane_does_not_spin(fleet: AgentFleet) -> None:
+    agent = fleet.agent("web1", "https://127.0.0.1:1", running=fleet.system(), checks={}, metrics_port=0)
+    with agent.running():
+        agent.until_failed("heartbeat", 2)
+        process = psutil.Process(agent.pid)
+        events, cpu = _events(agent), _cpu_s(process)
+        agent.until_failed("heartbeat", 3)
+        assert _events(agent) - events <= 30
+        assert _cpu_s(process) - cpu < 1.0
+
+
+def test_the_resident_process_has_loaded_what_it_runs_on_and_no_more(fleet: AgentFleet, liar: Liar) -> None:
+    """Over a whole life: enrolment, polls, a rollout, a rollback, a reload, a look from outside."""
+    agent = fleet.agent("web1", liar.url, running=fleet.system(), enrolled=False)
+    agent.give_token(fleet.token("web1"))
+    with agent.running(python=("-X", "importtime")):
+        agent.until_enrolled()
+        for target, phase in ((fleet.system(), "Converged"), (fleet.system("units-fail"), "Reverted")):
+            rollout = fleet.release(None, {"web1": target})
+            liar.dispatch("web1", rollout, target)
+            agent.until_settled(rollout, phase)
+        agent.poke()
+        agent.stop()
+    loaded = _imported(agent)
+    assert {"nixfleet_agent.daemon", "httpx", "trio", "sqlite3"} <= loaded
+    roots = {name.partition(".")[0] for name in loaded}
+    assert sorted(roots & set(FORBIDDEN)) == []
+    allowed = {*OURS, *LIBRARIES, *sys.stdlib_module_names}
+    assert sorted(roots - allowed) == []
+
+
+def test_metrics_bring_their_library_and_nothing_else(fleet: AgentFleet, liar: Liar) -> None:
+    agent = fleet.agent("web1", liar.url, running=fleet.system(), metrics_port=0)
+    with agent.running(python=("-X", "importtime")):
+        agent.until_reached("heartbeat")
+        assert agent.metrics()
+        agent.stop()
+    roots = {name.partition(".")[0] for name in _imported(agent)}
+    assert "prometheus_client" in roots
+    assert sorted(roots & (set(FORBIDDEN) - {"prometheus_client", "asyncio", "multiprocessing"})) == []
+
+
+def _imported(agent: Agent) -> set[str]:
+    """Every module that was imported: lines such as `import time:       150 |        150 |   zipimport`."""
+    lines = agent.log_text().splitlines()
+    return {line.rpartition("|")[2].strip() for line in lines if line.startswith("import time:")}
