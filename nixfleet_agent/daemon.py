@@ -261,7 +261,7 @@ async def _answer(parts: Parts, request: Mapping[str, Any]) -> dict[str, Any]:
             state = parts.runtime.state()
             said = document(state.known, state.session, now())
             said["contact"]["causes"] = dict(parts.telemetry.causes)
-            return {**said, "journal_error": parts.telemetry.journal_stuck}
+            return {**said, "tags": list(parts.config.tags), "journal_error": parts.telemetry.journal_stuck}
         case "poke":
             await _poke(parts)
             return {"ok": True}

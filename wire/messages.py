@@ -139,7 +139,8 @@ class EventEnvelope:
 class HeartbeatRequest:
     """A sign of life. From `agent_version` on the members are ours.
 
-    `health` counts probes by status; `waiting_on` says in a few words what the host cannot go on without.
+    `health` counts probes by status; `waiting_on` says in a few words what the host cannot go on without. `tags`
+    are what the host calls itself; what the fleet file calls it decides.
     """
 
     hostname: HostName
@@ -152,6 +153,7 @@ class HeartbeatRequest:
     health: Mapping[str, int] = attrs.field(factory=dict, metadata=OMIT_DEFAULT)
     boot_id: str | None = None
     waiting_on: str | None = None
+    tags: tuple[str, ...] = attrs.field(default=(), metadata=OMIT_DEFAULT)
 
 
 @attrs.frozen(kw_only=True)

@@ -57,6 +57,7 @@ class HeartbeatWorker:
             health=dict(Counter(health.status.value for health in known.probes.values())),
             boot_id=system.boot_id,
             waiting_on=waiting_on(known),
+            tags=self._desk.config.tags,
         )
 
     async def _tell(self, request: HeartbeatRequest, reply: HeartbeatReply, answer: Answer) -> None:
