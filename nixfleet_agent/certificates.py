@@ -25,7 +25,10 @@ def inspect(cert_pem: str, key_path: str | None) -> dict[str, Any]:
     from cryptography import x509
     from cryptography.x509.oid import NameOID
 
-    cert = x509.load_pem_x509_certificate(cert_pem.encode())
+    try:
+        cert = x509.load_pem_x509_certificate(cert_pem.encode())
+    except ValueError as error:
+        raise ValueError(f"it holds no certificate: {_first_line(error)}") from error
     names = cert.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return {
         "cn": str(names[0].value) if names else "",
@@ -46,7 +49,14 @@ def _private_key(path: str) -> Any:
 
     data = Path(path).read_bytes()
     load = load_ssh_private_key if b"OPENSSH PRIVATE KEY" in data[:64] else load_pem_private_key
-    return load(data, None)
+    try:
+        return load(data, None)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"the key {path} cannot be used: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _hash_for(key_path: str) -> Any:
@@ -65,7 +75,7 @@ def main() -> int:
         else:
             answer = inspect(request["cert_pem"], request["key"])
     except (ValueError, TypeError, OSError) as error:
-        print(str(error).splitlines()[0] if str(error) else type(error).__name__, file=sys.stderr)
+        print(_first_line(error), file=sys.stderr)
         return 1
     json.dump(answer, sys.stdout)
     return 0

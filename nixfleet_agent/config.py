@@ -85,7 +85,9 @@ class _Reader:
 
     def wrong(self, name: str, what: str) -> None:
         option = BY_NAME[name]
-        self.problems.append(f"{option.flag} ({option.variables[0]}): {what}")
+        problem = f"{option.flag} ({option.variables[0]}): {what}"
+        if problem not in self.problems:  # an option may be looked at more than once
+            self.problems.append(problem)
 
     def text(self, name: str) -> str | None:
         given = self.raw.get(name)

@@ -16,6 +16,7 @@ from typing import Any, Final
 import attrs
 import trio
 
+from evidence.errors import EvidenceError
 from evidence.host_key import HostKey, load_host_key
 from evidence.trust import load_trust
 from nixfleet_agent import __version__, control, lean, once
@@ -325,7 +326,12 @@ def _store(config: Config, paths: Paths) -> Store:
     from nixfleet_agent.activation.cache_keys import TrustedKeys
     from nixfleet_agent.activation.directory_store import DirectoryStore
 
-    return DirectoryStore(paths=paths, trusted=TrustedKeys.parse(load_trust(config.trust_file).cache_keys))
+    try:
+        keys = load_trust(config.trust_file).cache_keys
+    except EvidenceError as error:
+        problem = f"--trust-file: {config.trust_file}: {error}"
+        raise ConfigurationError(problems=(problem,)) from error
+    return DirectoryStore(paths=paths, trusted=TrustedKeys.parse(keys))
 
 
 def _tell_manager(manager: ServiceManager, state: State) -> None:

@@ -73,8 +73,10 @@ async def make_csr(machine_id: HostName, key: Path) -> str:
     return str(answer["csr_pem"])
 
 
-async def inspect(pem: bytes, key: Path, *, remember: Path | None = None) -> Certificate:
-    """Read a certificate. With `remember`, what it says is kept there for the next start, if that is possible.
+async def inspect(pem: bytes, key: Path, *, path: Path | None = None, remember: Path | None = None) -> Certificate:
+    """Read a certificate, of the file `path` or from the control plane.
+
+    With `remember`, what it says is kept there for the next start, if that is possible.
 
     Raises:
         UnusableCertificateError: it cannot be read, or the key cannot.
@@ -82,7 +84,12 @@ async def inspect(pem: bytes, key: Path, *, remember: Path | None = None) -> Cer
     stamp = hashlib.sha256(pem + _bytes_of(key)).hexdigest()
     facts = _remembered(remember, stamp)
     if facts is None:
-        facts = await _ask({"do": "inspect", "cert_pem": pem.decode("utf-8", "replace"), "key": str(key)})
+        where = "what the control plane sent" if path is None else f"the client certificate {path}"
+        request = {"do": "inspect", "cert_pem": pem.decode("utf-8", "replace"), "key": str(key)}
+        try:
+            facts = await _ask(request)
+        except UnusableCertificateError as error:
+            raise UnusableCertificateError(problem=f"{where}: {error}") from error
         if remember is not None:
             with contextlib.suppress(OSError):  # a full disk costs the next start a moment and nothing else
                 write_atomically(remember, json.dumps({"stamp": stamp, "facts": facts}).encode())

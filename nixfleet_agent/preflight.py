@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -58,7 +59,7 @@ def _identity(config: Config) -> None:
     pem = identity.read_pem(config.client_cert)
     if pem is None:
         return _enrolment(config, config.client_cert)
-    certificate = trio.run(identity.inspect, pem, config.client_key)
+    certificate = trio.run(partial(identity.inspect, pem, config.client_key, path=config.client_cert))
     if config.machine_id:
         identity.require_own(certificate, config.machine_id, config.client_cert)
     client_context(config.ca_cert, config.client_cert, config.client_key)

@@ -58,8 +58,9 @@ class CertificateWorker:
             server_context(config.ca_cert)  # one that cannot be used is told now, not at the first try to enrol
             await self._desk.tell(CertificateLoaded(at=self._desk.clock(), validity=None))
             return
-        certificate = await identity.inspect(pem, config.client_key, remember=self._memory)
-        identity.require_own(certificate, config.machine_id, config.client_cert)
+        path = config.client_cert
+        certificate = await identity.inspect(pem, config.client_key, path=path, remember=self._memory)
+        identity.require_own(certificate, config.machine_id, path)
         await self._use(certificate, config.client_cert)
 
     async def _use(self, certificate: identity.Certificate, path: Path) -> None:

@@ -13,7 +13,7 @@ from state_machine.state import GENESIS, Known, Session, State
 from state_machine.step import step
 from state_machine.values import HostName, Phase
 from tests.property.agent_world import HOST, R1, R2, Release, World, closure
-from tests.property.strategies import play, scripts, worlds
+from tests.property.strategies import play, scripts
 
 
 def broken(name: str, run: Run) -> list[str]:
@@ -25,6 +25,9 @@ def broken(name: str, run: Run) -> list[str]:
 def unwatched(script: list[bytes]) -> World:
     """A run that is judged only afterwards, by the test itself."""
     return play(script, World(watched=False))
+
+
+worlds = scripts.map(unwatched)
 
 
 @given(script=scripts)
