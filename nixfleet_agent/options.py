@@ -80,7 +80,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
     _option("sustained_failure", Kind.SECONDS,
             "How long an enforce probe may fail where the policy does not say, in seconds.", "60"),
     _option("switch_timeout", Kind.SECONDS, "Deadline of a switch, in seconds.", "300"),
-    _option("tag", Kind.LIST, "What this host calls itself, in status and heartbeats; repeat it, or separate by commas.",
+    _option("tag", Kind.LIST, "What this host calls itself, in status and heartbeats; repeatable, or with commas.",
             env=("NIXFLEET_TAGS",)),
     _option("cache_url", Kind.LIST, "A binary cache to fetch closures from before the configured substituters.",
             env=("NIXFLEET_CACHE_URL",)),
