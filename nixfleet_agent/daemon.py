@@ -111,7 +111,8 @@ async def _run_with(
     opened: Opened,
     once_within_s: float | None,
 ) -> int:
-    exit_status = 0
+    # Told to stop before it is over, a single run has not done what it was for.
+    exit_status = 0 if once_within_s is None else once.NOT_OVER
     parts = _assemble(config, host_key, probes, platform, opened)
     settings = attrs.evolve(config.settings(), holds=opened.holds)
     if once_within_s is not None:
@@ -220,7 +221,8 @@ def _serve_metrics(parts: Parts, nursery: trio.Nursery, listeners: list[trio.Soc
     source = metrics.Source(state=parts.runtime.state, clock=now, telemetry=parts.telemetry)
     nursery.start_soon(metrics.serve, source, listeners, name="metrics")
     host, port = listeners[0].socket.getsockname()[:2]
-    log.info("metrics", extra={"fields": {"url": f"http://{host}:{port}/metrics"}})
+    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    log.info("metrics", extra={"fields": {"url": f"http://{place}/metrics"}})
 
 
 async def _stop_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope, manager: ServiceManager) -> None:

@@ -13,6 +13,7 @@ Systems are those of `nixlab`; with `nix=True` they are real store paths out of 
 for a length of time: everything waits for something to be seen, and gives up with the agent's log in the message.
 """
 
+import atexit
 import contextlib
 import functools
 import json
@@ -204,6 +205,7 @@ class Agent:
         with self.log_file.open("ab") as log:
             env = {**self.environment(), **environment}
             self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=env)
+        _started.append(self.process)
 
     @contextmanager
     def running(self, **options: Any) -> Iterator["Agent"]:
@@ -415,6 +417,18 @@ class Agent:
     def give_token(self, token: Any) -> None:
         """Put a bootstrap token where the agent looks for one."""
         self.token.write_text(json.dumps(token))
+
+
+_started: list["subprocess.Popen[bytes]"] = []
+
+
+@atexit.register
+def _leave_nobody_behind() -> None:
+    """A test that failed half-way may not have got round to it."""
+    for process in _started:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
 
 
 def _matches(line: Mapping[str, Any], message: str, fields: Mapping[str, Any]) -> bool:

@@ -5,6 +5,7 @@ on the old connection. Nothing here ever ends the process: a host that cannot en
 """
 
 import logging
+import os
 import ssl
 from pathlib import Path
 from typing import Final
@@ -85,6 +86,7 @@ class CertificateWorker:
             await self._enrol(csr)
 
     async def _enrol(self, csr: str) -> None:
+        self._require_place()
         token = self._token()
         config = self._desk.config
         connection = Connection(config.control_plane_url, _transport(server_context(config.ca_cert)))
@@ -102,6 +104,14 @@ class CertificateWorker:
         await self._install(ENROLL, value)
         log.info("enrolled", extra={"fields": {"machine_id": config.machine_id}})
         await self._desk.tell(Poked(at=self._desk.clock()))
+
+    def _require_place(self) -> None:
+        """A token is good once: that its certificate could not be kept is better known before it is spent."""
+        path = self._desk.config.client_cert
+        assert path is not None
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if path.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+            raise ConfigurationError(problems=(f"--client-cert: {path} cannot be written, so enrolment waits",))
 
     def _token(self) -> dict[str, JsonValue]:
         path = self._desk.config.bootstrap_token_file

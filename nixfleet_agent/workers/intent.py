@@ -16,7 +16,7 @@ from typing import Final
 import attrs
 import trio
 
-from evidence.artifacts import Verified, verify_fleet, verify_manifest
+from evidence.artifacts import UnsupportedAlgorithmError, Verified, verify_fleet, verify_manifest
 from evidence.canonical import ARTIFACT_LIMIT
 from evidence.errors import EvidenceError
 from evidence.project import project
@@ -210,7 +210,8 @@ class IntentWorker:
             proven = verify_manifest(manifest.data, manifest.signature, slot, at.wall_ms, rollout=rollout_id)
             intent = project(proven_fleet, proven, self._desk.config.machine_id)
         except EvidenceError as error:
-            final = error.reason is not Reason.NO_TRUST_ROOTS  # that one is this host's own trouble
+            own_trouble = isinstance(error, UnsupportedAlgorithmError) or error.reason is Reason.NO_TRUST_ROOTS
+            final = not own_trouble  # what this host cannot judge now, it may be able to once its trust file is mended
             return self._refused(rollout_id, error.reason, str(error), final=final)
         try:
             self._cache.save("fleet.resolved", proven_fleet.digest, fleet)

@@ -6,6 +6,7 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -13,7 +14,7 @@ from typing import Any, Final
 import pytest
 
 from evidence.host_key import generate_host_key
-from tests.agentlab import Agent, AgentFleet
+from tests.agentlab import PATIENCE_S, Agent, AgentFleet
 from tests.cplab import closure
 from tests.liar import Liar
 
@@ -244,6 +245,17 @@ def test_run_once_that_is_not_over_in_time_is_6_and_the_next_one_goes_on(fleet: 
     assert once(agent) == 0
     assert agent.switches() == [good]
     assert liar.told(rollout)[-1] == "Converged"
+
+
+def test_run_once_that_is_told_to_stop_is_6(fleet: AgentFleet, liar: Liar) -> None:
+    agent = fleet.agent("web1", liar.url, running=fleet.system())
+    send(agent, liar, fleet.system("waits"))
+    words = [sys.executable, "-m", "nixfleet_agent", *agent.words("run-once")]
+    with subprocess.Popen(words, stderr=subprocess.DEVNULL, env=agent.environment()) as process:
+        liar.until("the switch", agent.host.note(".waiting").exists)
+        process.terminate()
+        assert process.wait(PATIENCE_S) == 6
+    agent.host.note(".go").touch()
 
 
 def test_run_once_without_a_control_plane_is_6_and_with_a_journal_it_cannot_use_1(fleet: AgentFleet) -> None:

@@ -1,12 +1,11 @@
-"""kill -9 at every step of a rollout: the next run ends where one that was never killed would have ended.
+"""kill -9 at instants that are held still: the next run ends where one that was never killed would have ended.
 
-Whatever the instant, the target is switched to exactly once, and the control plane gets every fact exactly as it was
-born, in order. Some instants are held still (a switch that waits, a cache that does not answer, a control plane that
-is stopped), some are the appearance of an entry in the journal, a few are random; the seed is printed.
+A cache that does not answer, a switch that waits, a control plane that is stopped in its tracks, the middle of a start.
+Whatever it is, the target is switched to exactly once, and the control plane gets every fact exactly as it was born, in
+order. Instants between two entries of the journal are in `test_agent_crash_points`.
 """
 
 import os
-import random
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -112,19 +111,6 @@ def assert_as_if_unkilled(lab: Lab) -> None:
     assert told(lab.cp, rollout, agent.name) == facts
 
 
-# Named instants
-
-
-def when_journaled(kind: str) -> Callable[[Lab], None]:
-    def at(lab: Lab) -> None:
-        lab.release()
-        lab.until_journaled(kind)
-        lab.agent.kill()
-
-    at.__name__ = f"{kind} is in the journal"
-    return at
-
-
 def while_the_closure_is_fetched(lab: Lab) -> None:
     """The signature in the cache is a pipe that nobody writes to."""
     agent = lab.agent
@@ -140,26 +126,6 @@ def while_the_closure_is_fetched(lab: Lab) -> None:
     signature.write_bytes(data)
 
 
-def while_the_switch_runs(lab: Lab) -> None:
-    lab.hold_switches()
-    lab.release()
-    lab.agent.until("the switch", lab.waiting.exists)
-    lab.agent.kill()
-    lab.agent.start()
-    lab.agent.until_phase(lab.rollout, "Activating")
-    assert lab.agent.switches().count(lab.target) == 1
-    lab.go.touch()
-
-
-def when_the_switch_ended_unseen(lab: Lab) -> None:
-    lab.hold_switches()
-    lab.release()
-    lab.agent.until("the switch", lab.waiting.exists)
-    lab.agent.kill()
-    lab.go.touch()
-    lab.agent.until("its end", lambda: lab.agent.current() == lab.target)
-
-
 def again_and_again_while_the_switch_runs(lab: Lab) -> None:
     lab.hold_switches()
     lab.release()
@@ -169,12 +135,6 @@ def again_and_again_while_the_switch_runs(lab: Lab) -> None:
         lab.agent.until_phase(lab.rollout, "Activating")
     lab.agent.kill()
     lab.go.touch()
-
-
-def in_the_soak(lab: Lab) -> None:
-    lab.release(soak_secs=1)
-    lab.agent.until_phase(lab.rollout, "Soaking")
-    lab.agent.kill()
 
 
 def with_facts_on_their_way(lab: Lab) -> None:
@@ -212,18 +172,8 @@ def before_it_says_a_word(lab: Lab) -> None:
 
 
 INSTANTS: Final[tuple[Callable[[Lab], None], ...]] = (
-    when_journaled("DispatchReceived"),
-    when_journaled("IntentVerified"),
-    when_journaled("RealiseFinished"),
-    when_journaled("SwitchFinished"),
-    when_journaled("ProbeObserved"),
-    when_journaled("SystemObserved"),
-    when_journaled("FactsDelivered"),
     while_the_closure_is_fetched,
-    while_the_switch_runs,
-    when_the_switch_ended_unseen,
     again_and_again_while_the_switch_runs,
-    in_the_soak,
     with_facts_on_their_way,
     while_the_control_plane_is_gone_for_good,
     before_it_says_a_word,
@@ -236,60 +186,6 @@ def test_killed_it_ends_as_if_it_had_not_been(lab: Lab, instant: Callable[[Lab],
     if lab.agent.process is None:
         lab.agent.start()
     assert_as_if_unkilled(lab)
-
-
-def test_killed_at_random_instants_it_ends_as_if_it_had_not_been(lab: Lab) -> None:
-    seed = int(os.environ.get("CRASH_SEED", random.SystemRandom().randrange(2**32)))
-    print(f"repeat with CRASH_SEED={seed}")
-    dice = random.Random(seed)
-    for _ in range(3):
-        lab.release()
-        time.sleep(dice.uniform(0, 0.25))  # the instant itself
-        lab.agent.restart()
-        time.sleep(dice.uniform(0.3, 0.6))
-        lab.agent.restart()
-        assert_as_if_unkilled(lab)
-
-
-# The way back
-
-
-def test_killed_in_a_rollback_it_finishes_the_rollback(lab: Lab) -> None:
-    agent, before = lab.agent, lab.agent.current()
-    lab.hold_switches()
-    bad = lab.fleet.system("units-fail")
-    rollout = lab.fleet.release(lab.cp, {agent.name: bad})
-    agent.until("the rollback", lab.waiting.exists)
-    count = agent.switches().count(before)
-    agent.restart()
-    agent.until_phase(rollout, "Failed")
-    agent.kill()
-    lab.go.touch()
-    agent.until("its end", lambda: agent.current() == before)
-    agent.start()
-    said = agent.until_settled(rollout, "Reverted")
-    assert agent.switches().count(bad) == 1
-    assert agent.switches().count(before) == count
-    assert agent.fact_kinds(rollout) == ["DispatchAck", "ActivationStarted", "ActivationFailed", "RollbackComplete"]
-    assert [entry["closure"] for entry in said["quarantine"]] == [bad]
-    assert told(lab.cp, rollout, agent.name) == [encode_fact(fact.fact) for fact in agent.facts(rollout)]
-
-
-def test_a_reboot_in_the_middle_of_a_switch_is_decided_by_what_booted(lab: Lab) -> None:
-    """As after a power cut: the old system came up, nothing of the switch is left, so it is begun anew."""
-    agent = lab.agent
-    lab.hold_switches()
-    lab.release()
-    agent.until("the switch", lab.waiting.exists)
-    agent.kill()
-    pid = int(lab.waiting.read_text())
-    os.killpg(os.getpgid(pid), signal.SIGKILL)
-    Path(agent.host.paths.boot_id).write_text(f"boot-after-{pid}\n")
-    lab.go.touch()
-    agent.start()
-    agent.until_settled(lab.rollout, "Converged")
-    assert agent.switches().count(lab.target) == 2
-    assert agent.current() == lab.target
 
 
 def test_the_journal_of_all_these_runs_is_whole_and_folds_to_the_same_state(lab: Lab) -> None:

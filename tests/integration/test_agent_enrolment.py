@@ -232,6 +232,16 @@ def test_what_is_no_certificate_of_ours_is_not_installed(tmp_path: Path) -> None
             agent.until_enrolled()
 
 
+def test_a_token_is_not_spent_for_a_certificate_that_could_not_be_kept(tmp_path: Path) -> None:
+    fleet = AgentFleet(tmp_path, hosts=("web1",))
+    with Liar(fleet) as liar:
+        # Not even root can make anything there.
+        agent = newcomer(fleet, "web1", liar.url, fleet.token("web1"), client_cert="/proc/nixfleet/cert.pem")
+        with agent.running():
+            agent.until_failed("renewal", because="/proc/nixfleet")
+            assert liar.count("enroll") == 0
+
+
 def test_killed_while_enrolling_it_enrols_at_the_next_start(tmp_path: Path) -> None:
     fleet = AgentFleet(tmp_path, hosts=("web1",))
     with Liar(fleet) as liar:

@@ -16,7 +16,7 @@ from evidence.signature import Algorithm
 from nixfleet.keys import certificates
 from state_machine.values import WallMs
 from tests.agentlab import Agent, AgentFleet
-from tests.liar import ENDPOINTS, Behaviour, Liar, dribble, dribble_head, flood, hang_up, html, silence, status
+from tests.liar import ENDPOINTS, Behaviour, Liar, dribble_head, hang_up, silence, status
 
 DAY_MS: Final = 86_400_000
 
@@ -48,8 +48,8 @@ def until_probed(agent: Agent) -> None:
 
 @pytest.mark.parametrize(
     "lie",
-    [html(), status(302, Location="https://login.example/"), status(200, b"null"), status(500), hang_up()],
-    ids=["portal", "redirect", "null", "500", "hang-up"],
+    [status(302, Location="https://login.example/"), status(200, b"null"), status(500), hang_up()],
+    ids=["redirect", "null", "500", "hang-up"],
 )
 def test_an_answer_that_means_nothing_to_every_request_changes_nothing(
     fleet: AgentFleet, liar: Liar, lie: Behaviour
@@ -72,34 +72,10 @@ def test_an_answer_that_means_nothing_to_every_request_changes_nothing(
         assert agent.switches() == [good]
 
 
-def test_a_host_that_is_not_enrolled_is_not_fooled_by_a_captive_portal(fleet: AgentFleet, liar: Liar) -> None:
-    liar.says["enroll"] = html()
-    agent = fleet.agent("web1", liar.url, running=fleet.system(), enrolled=False)
-    agent.give_token(fleet.token("web1"))
-    with agent.running():
-        agent.until_failed("renewal", because="JSON")
-        until_probed(agent)
-        assert not agent.certificate.exists()
-
-
 # Dawdling
 
 
-def test_a_server_that_dribbles_everywhere_but_to_heartbeats_holds_up_no_heartbeat_and_no_probe(
-    fleet: AgentFleet, liar: Liar
-) -> None:
-    for name in ENDPOINTS:
-        if name != "heartbeat":
-            liar.says[name] = dribble() if name.endswith("sig") or name == "dispatch" else dribble_head()
-    agent = fleet.agent("web1", liar.url, running=fleet.system())
-    with agent.running():
-        liar.until("the slow ones to be asked", lambda: liar.count("dispatch") and liar.count("fleet"))
-        until_probed(agent)
-        liar.until_asked("heartbeat", 3)
-        assert agent.until_ready()["contact"]["failures"].get("heartbeat", 0) == 0
-
-
-@pytest.mark.parametrize("slow", [dribble(), dribble_head(), silence()], ids=["body", "head", "silence"])
+@pytest.mark.parametrize("slow", [dribble_head(), silence()], ids=["head", "silence"])
 def test_a_server_that_dawdles_over_heartbeats_holds_up_no_rollout(
     fleet: AgentFleet, liar: Liar, slow: Behaviour
 ) -> None:
@@ -110,56 +86,6 @@ def test_a_server_that_dawdles_over_heartbeats_holds_up_no_rollout(
         rollout, good = send(agent, liar)
         agent.until_settled(rollout, "Converged")
         assert agent.switches() == [good]
-
-
-def test_a_server_that_never_takes_a_fact_holds_up_no_switch(fleet: AgentFleet, liar: Liar) -> None:
-    liar.says["events"] = dribble_head()
-    agent = fleet.agent("web1", liar.url, running=fleet.system())
-    with agent.running():
-        rollout, good = send(agent, liar)
-        agent.until_phase(rollout, "Converged")
-        liar.until_asked("heartbeat", 2)
-        assert agent.switches() == [good]
-
-
-# Shouting
-
-
-def test_endless_answers_are_cut_off_and_memory_stays_flat(fleet: AgentFleet, liar: Liar) -> None:
-    """Counted in peaks, not in time: the second dozen of floods may not cost noticeably more than the first."""
-    agent = fleet.agent("web1", liar.url, running=fleet.system())
-    for name in ENDPOINTS:
-        liar.says[name] = flood(b"{")
-    with agent.running():
-        _floods(agent, liar, 6)
-        peak = _peak_kib(agent)
-        _floods(agent, liar, 12)
-        # One artifact of the largest size in each of the buffers that it passes through.
-        assert _peak_kib(agent) - peak < 24 * 1024
-        liar.says.clear()
-        rollout, _ = send(agent, liar)
-
-        def poked() -> bool:
-            agent.poke()
-            return bool(liar.told(rollout))
-
-        agent.until("the first fact", poked)
-        agent.until_settled(rollout, "Converged")
-
-
-def _floods(agent: Agent, liar: Liar, count: int) -> None:
-    wanted = len(liar.seen) + count
-
-    def enough() -> bool:
-        agent.poke()  # what is due later, and is not under way, is asked now
-        return len(liar.seen) >= wanted
-
-    agent.until(f"{count} floods", enough)
-
-
-def _peak_kib(agent: Agent) -> int:
-    lines = Path(f"/proc/{agent.pid}/status").read_text().splitlines()
-    return int(next(line.split()[1] for line in lines if line.startswith("VmHWM:")))
 
 
 def test_cookies_by_the_thousand_are_forgotten(fleet: AgentFleet, liar: Liar) -> None:
