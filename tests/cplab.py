@@ -125,7 +125,12 @@ class Lab:
     """Keys and files of one fleet below `root`. Start as many control planes as a test needs, one after another."""
 
     def __init__(
-        self, root: Path, hosts: Sequence[str] = ("web1", "web2", "web3"), *, suffix: str | None = SUFFIX
+        self,
+        root: Path,
+        hosts: Sequence[str] = ("web1", "web2", "web3"),
+        *,
+        suffix: str | None = SUFFIX,
+        server_names: Sequence[str] = ("127.0.0.1", "localhost"),
     ) -> None:
         self.root, self.suffix = root, suffix
         self.names = CanonicalNames(suffix=suffix)
@@ -136,7 +141,7 @@ class Lab:
         self.artifacts.mkdir(parents=True)
         self.database = root / "state.db"
         self._nonces: list[BootstrapNonce] = []
-        self._make_tls()
+        self._make_tls(server_names)
         self.write_trust()
 
     # TLS
@@ -145,11 +150,11 @@ class Lab:
         """A file of the lab."""
         return self.root / name
 
-    def _make_tls(self) -> None:
+    def _make_tls(self, server_names: Sequence[str]) -> None:
         now = wall_now()
         self.authority = certificates.make_authority(certificates.generate(Algorithm.ED25519), "lab CA", now, 30)
         make = certificates.generate
-        server = certificates.make_server(self.authority, make(Algorithm.ED25519), ("127.0.0.1", "localhost"), now, 30)
+        server = certificates.make_server(self.authority, make(Algorithm.ED25519), server_names, now, 30)
         operator = certificates.make_operator(self.authority, make(Algorithm.ED25519), "alice", now, 30)
         for name, identity in (("ca", self.authority), ("server", server), ("operator", operator)):
             self.path(f"{name}.pem").write_bytes(identity.certificate_pem)

@@ -1,0 +1,385 @@
+"""A fleet of real hosts: one with the control plane and the binary cache, and as many with agents as a scenario needs.
+
+    async with fleet_of(root, ("web1", "web2")) as fleet:      # everybody runs version 1 and is enrolled
+        rollout = await fleet.release("2", waves=(("web1",), ("web2",)), soak_secs=2)
+        await fleet.until_all(rollout, "Converged")
+        await fleet.audit()                                     # journals, promises, evidence, metrics
+
+Everything between is as in production: units that the NixOS module renders, `nixfleet release`, store paths from a
+signed cache over HTTP, mTLS. What a test sees of a host it reads from the host's own files and sockets.
+"""
+
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import attrs
+import httpx
+import trio
+from prometheus_client.parser import text_string_to_metric_families
+
+from evidence.trust import load_trust
+from nixfleet.audit.export import open_export
+from nixfleet.audit.proof import prove
+from nixfleet_agent import control
+from nixfleet_agent.journal.entries import Record
+from nixfleet_agent.journal.export import export as export_journal
+from nixfleet_agent.journal.reader import JournalReader
+from nixfleet_agent.ledger import JOURNAL_NAME, fold
+from state_machine.lifecycle import HostRollout
+from state_machine.state import Known
+from state_machine.values import Closure, HostName, RolloutId
+from tests.cplab import Lab
+from tests.system import promises, rendering
+from tests.system.generations import Foundry, Generation
+from tests.system.host import CHECKOUT, Host
+from tests.system.network import Switch, network
+
+T = TypeVar("T")
+
+PATIENCE_S: Final = 120.0
+"""How long a thing may take to be seen. Only a test that fails waits that long; the machine may be busy."""
+
+STATE_DIR: Final = "/var/lib/nixfleet-agent"
+AGENT: Final = "nixfleet-agent.service"
+CONTROL_PLANE: Final = "nixfleet-control-plane.service"
+CACHE: Final = "cache.service"
+CP_HOST: Final = "cp"
+METRICS_PORT: Final = 9101
+FIRST: Final = Generation(version="1")
+
+
+class Machine(Host):
+    """A host with an agent, and what can be seen of it."""
+
+    @property
+    def state_dir(self) -> Path:
+        """The agent's, on the disk."""
+        return self.disk / STATE_DIR.lstrip("/")
+
+    async def status(self) -> dict[str, Any] | None:
+        """What the agent says of itself; None while it does not answer."""
+        if self.pid is None:
+            return None
+        try:
+            return await trio.to_thread.run_sync(control.ask, self.live / STATE_DIR.lstrip("/"), {"do": "status"})
+        except OSError:
+            return None  # starting, or just killed
+
+    async def until(self, what: str, seen: Callable[[dict[str, Any]], T], patience_s: float = PATIENCE_S) -> T:
+        """The first true value of `seen` on the agent's status."""
+        deadline = time.monotonic() + patience_s
+        said = None
+        while time.monotonic() < deadline:
+            said = await self.status() or said
+            if said is not None and (value := seen(said)):
+                return value
+            await trio.sleep(0.1)
+        log = await self.journal_of("nixfleet-*") if self.pid is not None else "it is off"
+        raise AssertionError(f"{self.name}: {what} was not seen; last status {json.dumps(said)}\n{log}")
+
+    async def until_phase(self, rollout: str, *phases: str) -> dict[str, Any]:
+        """The rollout is in one of these phases here; the status."""
+
+        def there(said: dict[str, Any]) -> dict[str, Any] | None:
+            current = said["rollout"]
+            return said if current and current["id"] == rollout and current["phase"] in phases else None
+
+        found = await self.until(f"{rollout} {' or '.join(phases)}", there)
+        assert found is not None
+        return found
+
+    async def until_settled(self, rollout: str, *phases: str) -> None:
+        """The same, and the control plane has been told everything."""
+        await self.until_phase(rollout, *phases)
+        await self.until("an empty outbox", lambda said: not said["outbox"])
+
+    async def until_file(self, path: str, text: str = "") -> str:
+        """A file of the host exists, with `text` in it."""
+        with trio.move_on_after(PATIENCE_S):
+            while not ((self.disk / path.lstrip("/")).exists() and text in (found := self.read(path))):
+                await trio.sleep(0.02)
+            return found
+        log = await self.journal_of("nixfleet-*")
+        raise AssertionError(f"{self.name}: no {path} with {text!r}, but {self.read(path)!r}\n{log}")
+
+    async def web_version(self) -> str:
+        """What the host's service says it is; empty when it does not answer."""
+        return await self.attempt("curl", "--silent", "--max-time", "2", "http://127.0.0.1:8000/version")
+
+    def current(self) -> str:
+        """The closure that runs."""
+        return (self.live / "run/current-system").readlink().name
+
+    def default(self) -> str:
+        """The closure that the boot loader would start."""
+        return Path(self.read("/boot/default").strip()).name
+
+    def switches(self) -> list[str]:
+        """Every time a system's `switch-to-configuration` went to work: verb and closure."""
+        return self.read("/var/lib/lab/switches").splitlines()
+
+    def records(self) -> list[Record]:
+        """Every journal entry."""
+        with JournalReader(self.state_dir / JOURNAL_NAME) as journal:
+            return list(journal.records())
+
+    def fact_kinds(self, rollout: str) -> list[str]:
+        """The rollout's facts in the journal, by name."""
+        return [type(f.fact).__name__ for record in self.records() for f in record.facts if f.rollout_id == rollout]
+
+    def known(self) -> Known:
+        """What the journal amounts to."""
+        with JournalReader(self.state_dir / JOURNAL_NAME) as journal:
+            return fold(journal)
+
+    def record(self, rollout: str) -> HostRollout:
+        """The agent's own record of a rollout."""
+        return self.known().rollouts[RolloutId(rollout)].record
+
+    async def metrics(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+        """Every sample that the agent serves."""
+        text = await self.run("curl", "--silent", "--show-error", f"http://127.0.0.1:{METRICS_PORT}/metrics")
+        families = text_string_to_metric_families(text)
+        return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
+
+    async def metric(self, name: str, **labels: str) -> float | None:
+        """One sample."""
+        return (await self.metrics()).get((name, frozenset(labels.items())))
+
+
+@attrs.define(kw_only=True)
+class SystemFleet:
+    """The fleet's keys and files, its machines, and what an operator does with them."""
+
+    root: Path
+    switch: Switch
+    lab: Lab
+    foundry: Foundry
+    cp: Host
+    machines: dict[str, Machine]
+    versions: dict[tuple[str, str], Closure] = attrs.field(factory=dict)
+    commits: int = 0
+
+    # Systems and releases
+
+    def build(self, generation: Generation, hosts: Iterable[str] = (), **options: Any) -> dict[str, Closure]:
+        """A generation for each of these hosts (default: all), in the cache."""
+        names = tuple(hosts) or tuple(self.machines)
+        made = self.foundry.make({name: rendering.system(name, generation) for name in names}, **options)
+        self.versions.update({(name, generation.version): closure for name, closure in made.items()})
+        return made
+
+    def closure(self, host: str, version: str) -> Closure:
+        """What was built."""
+        return self.versions[(host, version)]
+
+    async def release(
+        self,
+        targets: Mapping[str, Closure],
+        *,
+        waves: Sequence[Sequence[str]] | None = None,
+        soak_secs: int = 0,
+        commit: str | None = None,
+        **policy: Any,
+    ) -> RolloutId:
+        """`nixfleet release` of these targets, as CI runs it; the rollout's id. Hosts without a target keep theirs."""
+        self.commits += 1
+        described = rendering.description(
+            {host: self.lab.keys[HostName(host)].openssh_public for host in self.machines},
+            waves or (tuple(self.machines),),
+            soak_secs,
+            policy,
+        )
+        path = self.root / "fleet.json"
+        path.write_text(json.dumps(described))
+        closures = [f"--closure={host}=/nix/store/{closure}" for host, closure in targets.items()]
+        answer = await self.nixfleet(
+            "release", str(path), *closures, "--ci-key", str(self.root / "ci.pem"), "--commit",
+            commit or f"{self.commits:04x}c0ffee", "--releases-dir", str(self.lab.artifacts), "--trust-file",
+            str(self.lab.path("trust.json")), "--json",
+        )  # fmt: skip
+        await self.refresh()
+        return RolloutId(json.loads(answer)["rollouts"][0])
+
+    async def nixfleet(self, *words: str) -> str:
+        """The operator's command, on the machine; what it wrote to standard output."""
+        command = [sys.executable, "-m", "nixfleet", *words]
+        done = await trio.run_process(command, capture_stdout=True, capture_stderr=True, check=False, cwd=CHECKOUT)
+        assert done.returncode == 0, f"nixfleet {' '.join(words)}: {done.stderr.decode()}{done.stdout.decode()}"
+        return done.stdout.decode()
+
+    # The control plane's host
+
+    @property
+    def url(self) -> str:
+        """The control plane, for this process."""
+        return f"https://{self.cp.address}:8080"
+
+    async def operator(self, path: str) -> Any:
+        """GET of an operator's endpoint."""
+        async with httpx.AsyncClient(verify=self.lab.tls("operator"), trust_env=False) as client:
+            answer = await client.get(self.url + path)
+            assert answer.status_code == 200, f"{path}: {answer.status_code} {answer.text}"
+            return answer.json()
+
+    async def refresh(self) -> None:
+        """Have the control plane read its artifacts now. It may be down, and reads them when it comes back."""
+        await self.cp.attempt("systemctl", "kill", "--signal=HUP", CONTROL_PLANE)
+
+    async def until_serving(self) -> None:
+        """The control plane answers."""
+        async with httpx.AsyncClient(verify=self.lab.tls("operator"), trust_env=False) as client:
+            with trio.move_on_after(PATIENCE_S):
+                while True:
+                    with contextlib.suppress(httpx.TransportError):
+                        if (await client.get(f"{self.url}/healthz")).status_code == 200:
+                            return
+                    await trio.sleep(0.1)
+        raise AssertionError(f"the control plane does not answer:\n{await self.cp.journal_of(CONTROL_PLANE)}")
+
+    async def told(self, rollout: str, host: str) -> list[str]:
+        """The kinds of the facts that the control plane has from a host, in order."""
+        rows = (await self.operator(f"/v1/rollouts/{rollout}/events"))["events"]
+        return [row["payload"]["kind"] for row in rows if row["kind"] == "agent_event" and row["host"] == host]
+
+    # All hosts at once
+
+    async def each(self, do: Callable[[Machine], Any], hosts: Iterable[str] = ()) -> None:
+        """Something with each of these machines (default: all), side by side."""
+        async with trio.open_nursery() as nursery:
+            for name in tuple(hosts) or tuple(self.machines):
+                nursery.start_soon(do, self.machines[name])
+
+    async def until_all(self, rollout: str, *phases: str, hosts: Iterable[str] = ()) -> None:
+        """The rollout is in one of these phases on all of these hosts, and the control plane knows."""
+
+        async def settled(machine: Machine) -> None:
+            await machine.until_settled(rollout, *phases)
+
+        await self.each(settled, hosts)
+
+    async def audit(self, hosts: Iterable[str] = ()) -> None:
+        """What must be true of these hosts (default: all that are on) after every scenario.
+
+        The journal is whole, signed by the host's key, and traces each switch to a manifest that the trust file vouches
+        for; no promise is broken in it; the control plane has each of its facts once, in order; metrics tell the same.
+        """
+        for name in tuple(hosts) or tuple(name for name, machine in self.machines.items() if machine.pid is not None):
+            machine = self.machines[name]
+            await self._audit_evidence(machine)
+            records, known = machine.records(), machine.known()
+            broken = list(promises.problems(records, known))
+            assert not broken, f"{name}: {broken}"
+            await self._audit_metrics(machine, known)
+
+    async def _audit_evidence(self, machine: Machine) -> None:
+        exported = self.root / f"audit-{machine.name}"
+        shutil.rmtree(exported, ignore_errors=True)
+        key, state_dir = self.lab.keys[HostName(machine.name)], machine.state_dir
+        export_journal(state_dir / JOURNAL_NAME, exported, host_key=key, artifacts=state_dir / "artifacts")
+        trusts = [load_trust(self.lab.path("trust.json"))]
+        proof = prove(open_export(exported), host_key=key.public, trusts=trusts)
+        assert proof.broken is None, f"{machine.name}: {proof.broken}"
+        unproved = [allowed.activation for allowed in proof.allowed if not allowed.verified]
+        assert not unproved, f"{machine.name}: nothing allowed {unproved}"
+
+    async def _audit_metrics(self, machine: Machine, known: Known) -> None:
+        said = await machine.metrics()
+        phase = None if known.current is None else known.current.record.phase.value
+        shown = {
+            dict(labels)["state"] for (name, labels), value in said.items() if name == "nixfleet_agent_state" and value
+        }
+        assert shown == ({phase} if phase else set()), f"{machine.name}: metrics say {shown}, the journal {phase}"
+        assert said[("nixfleet_agent_quarantined_closures", frozenset())] == len(known.quarantine)
+
+
+async def _start_agent(machine: Machine) -> None:
+    await machine.boot()
+
+
+@contextlib.asynccontextmanager
+async def fleet_of(
+    root: Path,
+    hosts: Sequence[str] = ("web1",),
+    *,
+    first: Generation = FIRST,
+    enrolled: bool = True,
+    boot: bool = True,
+    **control_plane: Any,
+) -> AsyncIterator[SystemFleet]:
+    """A fleet whose machines run `first`, switched on. `control_plane` are flags of its control plane."""
+    root.mkdir(parents=True, exist_ok=True)
+    with network() as switch, _memory(root):
+        cp = Host(name=CP_HOST, directory=root / "hosts" / CP_HOST, switch=switch)
+        lab = Lab(root / "fleet", hosts, server_names=(CP_HOST, cp.address), suffix=None)
+        foundry = Foundry.at(root / "foundry")
+        machines = {name: Machine(name=name, directory=root / "hosts" / name, switch=switch) for name in hosts}
+        fleet = SystemFleet(root=root, switch=switch, lab=lab, foundry=foundry, cp=cp, machines=machines)
+        try:
+            _provision_control_plane(fleet, control_plane)
+            installed = await trio.to_thread.run_sync(fleet.build, first)
+            for name, machine in machines.items():
+                _provision(fleet, machine, installed[name], enrolled=enrolled)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(cp.boot)
+                if boot:
+                    for machine in machines.values():
+                        nursery.start_soon(_start_agent, machine)
+            await fleet.until_serving()
+            yield fleet
+        finally:
+            for host in (cp, *machines.values()):
+                host.destroy()
+
+
+@contextlib.contextmanager
+def _memory(root: Path) -> Any:
+    """The disks of the hosts lie in memory: writable layers need a file system that can be one."""
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12g,mode=755", "lab", str(root)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(root)], check=True)
+
+
+def _hosts_file(fleet: SystemFleet) -> str:
+    names = [fleet.cp, *fleet.machines.values()]
+    return "127.0.0.1 localhost\n" + "".join(f"{host.address} {host.name}\n" for host in names)
+
+
+def _provision_control_plane(fleet: SystemFleet, flags: Mapping[str, Any]) -> None:
+    cp, lab = fleet.cp, fleet.lab
+    cp.shared = {lab.artifacts: "/srv/releases", fleet.foundry.cache: "/srv/cache"}
+    cp.put("/etc/hosts", _hosts_file(fleet))
+    for name in ("ca.pem", "ca-key.pem", "server.pem", "server-key.pem", "trust.json"):
+        cp.put(f"/etc/nixfleet/cp/{name}", lab.path(name).read_text(), 0o600)
+    for unit, text in rendering.control_plane_units(flags).items():
+        cp.put(f"/etc/systemd/system.control/{unit}", text)
+        wants = cp.disk / "etc/systemd/system.control/multi-user.target.wants"
+        wants.mkdir(parents=True, exist_ok=True)
+        (wants / unit).symlink_to(f"../{unit}")
+    (fleet.root / "ci.pem").write_bytes(lab.ci.pkcs8_pem())
+
+
+def _provision(fleet: SystemFleet, machine: Machine, installed: Closure, *, enrolled: bool) -> None:
+    lab, key = fleet.lab, fleet.lab.keys[HostName(machine.name)]
+    fleet.foundry.install(installed, machine.disk)
+    machine.put("/etc/hosts", _hosts_file(fleet))
+    machine.put("/etc/nix/nix.conf", rendering.nix_conf(fleet.foundry.public_key))
+    key.write_openssh(_parent(machine.disk / "etc/ssh/ssh_host_ed25519_key"))
+    for name in ("ca.pem", "trust.json"):
+        machine.put(f"/etc/nixfleet/agent/{name}", lab.path(name).read_text())
+    if enrolled:
+        shutil.copy(lab.path(f"{machine.name}.pem"), _parent(machine.disk / "var/lib/nixfleet/agent-cert.pem"))
+
+
+def _parent(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
