@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PACKAGES := state_machine wire evidence nixfleet_agent control_plane nixfleet
 
-.PHONY: help demo test test-deep lint types imports bench lock clean
+.PHONY: help demo test test-system soak test-deep lint types imports bench lock clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 20
@@ -21,8 +21,15 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY) ## a control plane and three hosts: enrolment, waves, a forgery, a rollback, a kill -9, an audit
 	@$(BIN)/nixfleet demo $(ARGS)
 
-test: $(READY) ## every test
-	@$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+# Tests with whole hosts wait more than they work, so there are more workers than cores.
+test: $(READY) ## every test; with root also those on real systemd hosts
+	@PYTEST_XDIST_AUTO_NUM_WORKERS=$$(( $$(nproc) * 2 )) $(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+
+test-system: $(READY) ## only those on real systemd hosts (root); LAB_ROOT=DIR: on another root than this machine's
+	@NIXFLEET_LAB_ROOT=$(or $(LAB_ROOT),/) $(BIN)/python -m pytest -n 4 --dist worksteal tests/system $(ARGS)
+
+soak: $(READY) ## the scenarios on real hosts again and again, with random timing, until told to stop
+	@$(BIN)/python -m tests.system.soak $(ARGS)
 
 test-deep: $(READY) ## the properties with 20,000 examples each
 	@HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest -n auto tests/property $(ARGS)

@@ -24,6 +24,17 @@ settings.register_profile("deep", parent=_COMMON, max_examples=20_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Spread the tests with whole hosts evenly over the run: they wait a lot, and workers get neighbouring tests."""
+    hosts = [item for item in items if "/tests/system/" in str(item.path)]
+    others = [item for item in items if "/tests/system/" not in str(item.path)]
+    if hosts and others:
+        ranks = [(n / len(hosts), item) for n, item in enumerate(hosts)]
+        ranks += [(n / len(others), item) for n, item in enumerate(others)]
+        items[:] = [item for _, item in sorted(ranks, key=lambda ranked: ranked[0])]
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: "pytest.CallInfo[None]") -> Iterator[None]:
     """Under CI nothing may be skipped: whatever a test lacks there is a mistake in `.ci/run`."""

@@ -65,5 +65,6 @@ exec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin co
     "$system/activate"
   fi
   umount -l /.old
+  mount --make-rshared /  # as systemd does where it is not in a container: credentials are mounted by a child of it
   exec /lib/systemd/systemd --system --unit=lab.target --log-target=journal --show-status=0
 '

@@ -32,6 +32,7 @@ from nixfleet_agent.journal.entries import Record
 from nixfleet_agent.journal.export import export as export_journal
 from nixfleet_agent.journal.reader import JournalReader
 from nixfleet_agent.ledger import JOURNAL_NAME, fold
+from state_machine.facts import Fact
 from state_machine.lifecycle import HostRollout
 from state_machine.state import Known
 from state_machine.values import Closure, HostName, RolloutId
@@ -39,9 +40,11 @@ from tests.cplab import Lab
 from tests.system import promises, rendering
 from tests.system.generations import Foundry, Generation
 from tests.system.host import CHECKOUT, Host
+from tests.system.jitter import linger
 from tests.system.network import Switch, network
 
 T = TypeVar("T")
+FactKind = TypeVar("FactKind", bound=Fact)
 
 PATIENCE_S: Final = 120.0
 """How long a thing may take to be seen. Only a test that fails waits that long; the machine may be busy."""
@@ -72,6 +75,22 @@ class Machine(Host):
         except OSError:
             return None  # starting, or just killed
 
+    async def seen(self) -> dict[str, Any]:
+        """What the agent says of itself, as soon as it does."""
+        return await self.until("an answer", lambda said: said)
+
+    async def agent(self, *words: str) -> str:
+        """A sub-command of the agent's program, in the host; what it wrote to standard output."""
+        return await self.run(rendering.program("nixfleet-agent"), *words)
+
+    def with_agent_flags(self, *flags: str) -> None:
+        """Have the agent's unit add these to its command line, whatever generation brings it. The last one counts."""
+        unit = rendering.agent_unit(self.name, ())
+        start = next(line for line in unit.splitlines() if line.startswith("ExecStart="))
+        command = start.replace("@agent@/bin/nixfleet-agent", rendering.program("nixfleet-agent"))
+        text = f"[Service]\nExecStart=\n{command} {' '.join(flags)}\n"
+        self.put(f"/etc/systemd/system.control/{AGENT}.d/flags.conf", text)
+
     async def until(self, what: str, seen: Callable[[dict[str, Any]], T], patience_s: float = PATIENCE_S) -> T:
         """The first true value of `seen` on the agent's status."""
         deadline = time.monotonic() + patience_s
@@ -79,6 +98,7 @@ class Machine(Host):
         while time.monotonic() < deadline:
             said = await self.status() or said
             if said is not None and (value := seen(said)):
+                await linger()
                 return value
             await trio.sleep(0.1)
         log = await self.journal_of("nixfleet-*") if self.pid is not None else "it is off"
@@ -105,6 +125,7 @@ class Machine(Host):
         with trio.move_on_after(PATIENCE_S):
             while not ((self.disk / path.lstrip("/")).exists() and text in (found := self.read(path))):
                 await trio.sleep(0.02)
+            await linger()
             return found
         log = await self.journal_of("nixfleet-*")
         raise AssertionError(f"{self.name}: no {path} with {text!r}, but {self.read(path)!r}\n{log}")
@@ -121,6 +142,33 @@ class Machine(Host):
         """The closure that the boot loader would start."""
         return Path(self.read("/boot/default").strip()).name
 
+    def booted(self) -> str:
+        """The closure that this boot began with."""
+        return (self.live / "run/booted-system").readlink().name
+
+    def profile(self) -> str:
+        """The closure that the system profile names."""
+        link = self.disk / "nix/var/nix/profiles/system"
+        return (link.parent / link.readlink()).readlink().name
+
+    # Stopping a switch in the middle. Steps: begin, before-boot-loader, after-boot-loader, before-activation,
+    # after-activation, before-units, between-units, after-units, end.
+
+    def stop_switches_at(self, step: str) -> None:
+        """Every switch from now on goes no further than to this step."""
+        self.let_switches_go()
+        self.put("/var/lib/lab/stop-at", step)
+
+    def pause_switches_at(self, step: str) -> None:
+        """The same, but the switch goes on when it is let go."""
+        self.let_switches_go()
+        self.put("/var/lib/lab/pause-at", step)
+
+    def let_switches_go(self) -> None:
+        """Switches go their way again; one that was stopped for ever stays so."""
+        for name in ("stop-at", "stopped", "pause-at", "paused"):
+            (self.disk / "var/lib/lab" / name).unlink(missing_ok=True)
+
     def switches(self) -> list[str]:
         """Every time a system's `switch-to-configuration` went to work: verb and closure."""
         return self.read("/var/lib/lab/switches").splitlines()
@@ -133,6 +181,16 @@ class Machine(Host):
     def fact_kinds(self, rollout: str) -> list[str]:
         """The rollout's facts in the journal, by name."""
         return [type(f.fact).__name__ for record in self.records() for f in record.facts if f.rollout_id == rollout]
+
+    def facts(self, rollout: str) -> list[Fact]:
+        """The rollout's facts in the journal."""
+        return [f.fact for record in self.records() for f in record.facts if f.rollout_id == rollout]
+
+    def only_fact(self, rollout: str, kind: type[FactKind]) -> FactKind:
+        """The one fact of this kind."""
+        found = [fact for fact in self.facts(rollout) if isinstance(fact, kind)]
+        assert len(found) == 1, f"{self.name}: {len(found)} {kind.__name__} in {self.fact_kinds(rollout)}"
+        return found[0]
 
     def known(self) -> Known:
         """What the journal amounts to."""
@@ -152,6 +210,11 @@ class Machine(Host):
     async def metric(self, name: str, **labels: str) -> float | None:
         """One sample."""
         return (await self.metrics()).get((name, frozenset(labels.items())))
+
+    def processor_s(self) -> float:
+        """Processor time that the agent and its children have used since the host booted, in seconds."""
+        stat = (self.live / "sys/fs/cgroup/system.slice" / AGENT / "cpu.stat").read_text()
+        return int(dict(line.split() for line in stat.splitlines())["usage_usec"]) / 1e6
 
 
 @attrs.define(kw_only=True)
@@ -208,6 +271,16 @@ class SystemFleet:
         await self.refresh()
         return RolloutId(json.loads(answer)["rollouts"][0])
 
+    async def declare(self) -> None:
+        """Publish a fleet that gives nobody a target. Without any the control plane bids its first callers wait 30 s."""
+        pubkeys = {host: self.lab.keys[HostName(host)].openssh_public for host in self.machines}
+        path = self.root / "fleet.json"
+        path.write_text(json.dumps(rendering.description(pubkeys, (tuple(self.machines),), 0, {})))
+        await self.nixfleet(
+            "release", str(path), "--ci-key", str(self.root / "ci.pem"), "--commit", "0000c0ffee",
+            "--releases-dir", str(self.lab.artifacts), "--trust-file", str(self.lab.path("trust.json")), "--json",
+        )  # fmt: skip
+
     async def nixfleet(self, *words: str) -> str:
         """The operator's command, on the machine; what it wrote to standard output."""
         command = [sys.executable, "-m", "nixfleet", *words]
@@ -228,6 +301,35 @@ class SystemFleet:
             answer = await client.get(self.url + path)
             assert answer.status_code == 200, f"{path}: {answer.status_code} {answer.text}"
             return answer.json()
+
+    @property
+    def connection(self) -> list[str]:
+        """The flags by which the operator's command finds the control plane, and who asks."""
+        named = {"ca-cert": "ca.pem", "client-cert": "operator.pem", "client-key": "operator-key.pem"}
+        files = [f"--{flag}={self.lab.path(name)}" for flag, name in named.items()]
+        return [f"--control-plane-url={self.url}", *files]
+
+    async def cp_metric(self, name: str, **labels: str) -> float | None:
+        """One sample of the control plane's."""
+        async with httpx.AsyncClient(verify=self.lab.tls("operator"), trust_env=False) as client:
+            text = (await client.get(f"{self.url}/metrics")).text
+        samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
+        return next((sample.value for sample in samples if (sample.name, sample.labels) == (name, labels)), None)
+
+    async def rows(self, rollout: str) -> dict[str, dict[str, Any]]:
+        """The control plane's view of a rollout's hosts, by name."""
+        rows = (await self.operator(f"/v1/rollouts/{rollout}/hosts"))["hosts"]
+        return {row["host"]: row for row in rows}
+
+    async def until_held(self, rollout: str, host: str, gate: str) -> str:
+        """The control plane holds a host because of this gate; its words."""
+        row: dict[str, Any] = {}
+        with trio.move_on_after(PATIENCE_S):
+            while not (row.get("held_by") or "").startswith(f"{gate}: "):
+                await trio.sleep(0.1)
+                row = (await self.rows(rollout)).get(host, {})
+            return str(row["held_by"])
+        raise AssertionError(f"{host} is not held by {gate} in {rollout}: {row}")
 
     async def refresh(self) -> None:
         """Have the control plane read its artifacts now. It may be down, and reads them when it comes back."""
@@ -256,6 +358,16 @@ class SystemFleet:
         async with trio.open_nursery() as nursery:
             for name in tuple(hosts) or tuple(self.machines):
                 nursery.start_soon(do, self.machines[name])
+
+    async def boot_all(self, at_once: int = 6) -> None:
+        """Switch all machines on, so many at the same moment: a boot is what costs a machine the most."""
+        limit = trio.CapacityLimiter(at_once)
+
+        async def boot(machine: Machine) -> None:
+            async with limit:
+                await machine.boot()
+
+        await self.each(boot)
 
     async def until_all(self, rollout: str, *phases: str, hosts: Iterable[str] = ()) -> None:
         """The rollout is in one of these phases on all of these hosts, and the control plane knows."""
@@ -300,10 +412,6 @@ class SystemFleet:
         assert said[("nixfleet_agent_quarantined_closures", frozenset())] == len(known.quarantine)
 
 
-async def _start_agent(machine: Machine) -> None:
-    await machine.boot()
-
-
 @contextlib.asynccontextmanager
 async def fleet_of(
     root: Path,
@@ -327,11 +435,11 @@ async def fleet_of(
             installed = await trio.to_thread.run_sync(fleet.build, first)
             for name, machine in machines.items():
                 _provision(fleet, machine, installed[name], enrolled=enrolled)
+            await fleet.declare()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(cp.boot)
                 if boot:
-                    for machine in machines.values():
-                        nursery.start_soon(_start_agent, machine)
+                    nursery.start_soon(fleet.boot_all)
             await fleet.until_serving()
             yield fleet
         finally:

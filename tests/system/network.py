@@ -53,6 +53,8 @@ class Switch:
     def plug_in(self, host: str, pid: int) -> None:
         """A cable from the host's eth0, in the network namespace of process `pid`, to the switch."""
         address, port = self.address(host), self._port(host)
+        # The kernel takes the cable of a host that was killed away in its own time.
+        ip("-n", self.namespace, "link", "del", port)
         must_ip("link", "add", port, "netns", self.namespace, "type", "veth", "peer", "name", "eth0", "netns", str(pid))
         must_ip("-n", self.namespace, "link", "set", port, "master", "br0", "up")
         enter = ["nsenter", "-t", str(pid), "-n", "ip"]

@@ -1,10 +1,12 @@
 """What is put on hosts as text: units, settings, health checks, and the fleet's description for the release tool."""
 
+import functools
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from tests.modules.evaluation import NIXOS, NixosEvaluated, evaluate_nixos
 from tests.system.generations import CHECKS, WEB_PORT, WEB_UNIT, Generation
 
 _CP_UNIT: Final = """\
@@ -76,50 +78,58 @@ def nix_conf(public_key: str) -> str:
     )
 
 
-_AGENT_UNIT: Final = """\
-[Unit]
-Description=nixfleet agent
-After=network-online.target
-Wants=network-online.target
-StartLimitIntervalSec=0
-X-StopIfChanged=false
+_HOST: Final = "HOST-NAME"
+"""Stands for the host in what is evaluated once for all of them."""
 
-[Service]
-Type=notify
-WatchdogSec=60
-Restart=always
-RestartSec=1
-StateDirectory=nixfleet-agent
-Environment=PATH=/usr/local/bin:/usr/bin:/bin PYTHONDONTWRITEBYTECODE=1 XDG_CACHE_HOME=/var/lib/nixfleet/.cache
-ExecStart=@agent@/bin/nixfleet-agent {flags}
+_AGENT: Final = """
+{
+  services.nixfleet-agent = {
+    enable = true;
+    package = { type = "derivation"; name = "nixfleet-agent"; outPath = "@agent@"; };
+    machineId = "%(host)s";
+    controlPlaneUrl = "https://cp:8080";
+    cacheUrl = "http://cp";
+    tls.caCert = "/etc/nixfleet/agent/ca.pem";
+    tls.clientCert = "/var/lib/nixfleet/agent-cert.pem";
+    bootstrapTokenFile = "/etc/nixfleet/agent/token.json";
+    healthChecks = builtins.fromJSON ''%(checks)s'';
+    pollInterval = 5;
+    heartbeatInterval = 5;
+    sustainedFailure = 6;
+    switchTimeout = 60;
+    metricsPort = 9101;
+    tags = builtins.fromJSON ''%(tags)s'';
+  };
+}
 """
+
+_PACKAGES: Final = dict.fromkeys(("nix", "systemd", "coreutils", "util-linux"), "/usr")
+"""Where hosts of the tests have them."""
+
+
+@functools.cache
+def _agent(tags: tuple[str, ...]) -> NixosEvaluated:
+    config = _AGENT % {"host": _HOST, "checks": json.dumps(CHECKS), "tags": json.dumps(tags)}
+    seen = evaluate_nixos(config, modules=NIXOS, packages=_PACKAGES)
+    assert not seen.assertions, seen.assertions
+    return seen
 
 
 def agent_unit(host: str, tags: Sequence[str]) -> str:
-    """The agent's."""
-    settings = {
-        "machine_id": host,
-        "control_plane_url": "https://cp:8080",
-        "ca_cert": "/etc/nixfleet/agent/ca.pem",
-        "client_cert": "/var/lib/nixfleet/agent-cert.pem",
-        "bootstrap_token_file": "/etc/nixfleet/agent/token.json",
-        "health_checks_config": "/etc/nixfleet/agent/health-checks.json",
-        "cache_url": "http://cp",
-        "poll_interval": 5,
-        "heartbeat_interval": 5,
-        "sustained_failure": 6,
-        "switch_timeout": 60,
-        "metrics_port": 9101,
-        "tag": ",".join(tags) or None,
-    }
-    return _AGENT_UNIT.format(flags=flags_of(settings))
+    """The agent's, as the NixOS module renders it."""
+    return _agent(tuple(tags)).units["nixfleet-agent.service"].replace(_HOST, host)
+
+
+def agent_files(host: str, tags: Sequence[str]) -> dict[str, str]:
+    """What the module puts below /etc."""
+    return {name: (file.text or "").replace(_HOST, host) for name, file in _agent(tuple(tags)).etc.items()}
 
 
 def system(host: str, generation: Generation) -> dict[str, Any]:
     """The members of one system of `generation/default.nix`."""
     web = WEB_UNIT.format(port=WEB_PORT, version=generation.version, health=generation.health)
     units = {"nixfleet-agent.service": agent_unit(host, generation.tags), "web.service": web, **generation.units}
-    etc = {"nixfleet/agent/health-checks.json": json.dumps(CHECKS), **generation.etc}
+    etc = {**agent_files(host, generation.tags), **generation.etc}
     return {
         "version": generation.version,
         "kernel": generation.kernel,

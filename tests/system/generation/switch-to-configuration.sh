@@ -35,6 +35,10 @@ echo "$action ${self##*/}" >> /var/lib/lab/switches
 
 step() {
   echo "$1 ${self##*/}" >> /var/lib/lab/steps
+  while [ "$(cat /var/lib/lab/pause-at 2>/dev/null)" = "$1" ]; do
+    touch /var/lib/lab/paused
+    sleep 0.1
+  done
   [ "$(cat /var/lib/lab/stop-at 2>/dev/null)" = "$1" ] || return 0
   touch /var/lib/lab/stopped
   exec sleep infinity
