@@ -1,0 +1,4 @@
+{
+  imports = [ ./agent.nix ];
+  services.nixfleet-agent.tags = [ "web" ];
+}

@@ -1,0 +1,115 @@
+"""Configurations of hosts that more than one test evaluates."""
+
+from typing import Final
+
+ED25519: Final = "11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo="
+"""The public key of RFC 8032 section 7.1, test 1."""
+P256: Final = "axfR8uEsQkf4vOblY6RA8ncDfYEt6zOg9KE5RdiYwpZP40Li/hp/m47n60p8D54WK84zV2sxXs7LtkBoN79R9Q=="
+"""The curve's base point: a sound key whose secret is 1."""
+
+AGENT: Final = """
+{
+  networking.hostName = "web1";
+  services.nixfleet-agent = {
+    enable = true;
+    controlPlaneUrl = "https://cp.example.org:8080";
+  };
+}
+"""
+"""As little as an agent needs."""
+
+AGENT_WITH_EVERYTHING: Final = """
+{
+  networking.hostName = "web1";
+  networking.proxy.envVars.https_proxy = "http://proxy.example.org:3128";
+  services.nixfleet-agent = {
+    enable = true;
+    controlPlaneUrl = "https://cp.example.org:8443/fleet";
+    machineId = "web-1.example.org";
+    pollInterval = 30;
+    heartbeatInterval = 45;
+    cacheUrl = "https://first.example.org";
+    cacheUrls = [ "https://second.example.org" "s3://bucket?region=eu-1" ];
+    stateDir = "/var/lib/fleet/agent";
+    dryRun = true;
+    tags = [ "web" "canary" ];
+    trust = {
+      ciReleaseKey = {
+        current = { algorithm = "ecdsa-p256"; public = "@P256@"; };
+        previous = "@ED25519@";
+        successor = "@ED25519@";
+        retireAt = "2026-12-01T00:00:00Z";
+        rejectBefore = "2026-06-01T10:00:00.5+02:00";
+      };
+      orgRootKey.current = "@ED25519@";
+      cacheKeys = [ "cache-1:@ED25519@" ];
+      rootCaPem = "root";
+      issuanceCaPems = [ "issuing" ];
+    };
+    tls = {
+      caCert = "/etc/nixfleet/agent/ca.pem";
+      clientCert = "/var/lib/fleet/tls/cert.pem";
+      clientKey = "/var/lib/fleet/tls/key.pem";
+    };
+    bootstrapTokenFile = "/run/secrets/token.json";
+    sshHostKeyFile = "/persist/etc/ssh/ssh_host_ed25519_key";
+    healthChecks.web = { kind = "http"; url = "http://127.0.0.1/health"; };
+    complianceGate.mode = "enforce";
+    metricsPort = 9464;
+    metricsAddress = "0.0.0.0";
+    metricsOpenFirewall = true;
+    renewalThresholdFraction = 0.25;
+    manifestFreshnessWindowSecs = 3600;
+    sustainedFailure = 120;
+    switchTimeout = 900;
+    deferFor = [ "kernel" "initrd" ];
+    logLevel = "debug";
+    extraArgs = [ "--log-format=human" ];
+  };
+}
+""".replace("@P256@", P256).replace("@ED25519@", ED25519)
+"""Every option is set, to something that is not its default."""
+
+CONTROL_PLANE: Final = """
+{
+  services.nixfleet-control-plane = {
+    enable = true;
+    tlsCert = "/var/lib/acme/cp/cert.pem";
+    tlsKey = "/var/lib/acme/cp/key.pem";
+    artifacts = "/srv/nixfleet/releases";
+  };
+}
+"""
+
+CONTROL_PLANE_WITH_EVERYTHING: Final = """
+{
+  services.nixfleet-control-plane = {
+    enable = true;
+    listen = "[::]:443";
+    openFirewall = true;
+    tlsCert = "/var/lib/acme/cp/cert.pem";
+    tlsKey = "/var/lib/acme/cp/key.pem";
+    clientCa = "/etc/nixfleet/cp/fleet-ca.pem";
+    trust.ciReleaseKey.current = "@ED25519@";
+    artifacts = "https://artifacts.example.org/fleet";
+    artifactsTokenFile = "/run/secrets/artifacts-token";
+    artifactsCaCert = "/etc/nixfleet/cp/artifacts-ca.pem";
+    artifactPollSecs = 2.5;
+    freshnessWindowSecs = 86400;
+    fleetCaCert = "/etc/nixfleet/cp/fleet-ca.pem";
+    fleetCaKey = "/run/secrets/fleet-ca-key.pem";
+    agentCnSuffix = "hosts.example.org";
+    agentCertValiditySecs = 604800;
+    auditLog = "/var/lib/fleet-audit/issuance.log";
+    dbPath = "/var/lib/fleet-cp/state.db";
+    closureUpstream = "https://cache.example.org";
+    metricsListen = "0.0.0.0:9465";
+    metricsOpenFirewall = true;
+    retentionDays = 30;
+    strict = true;
+    requireEvidence = true;
+    logLevel = "debug";
+    extraArgs = [ "--log-format=json" ];
+  };
+}
+""".replace("@ED25519@", ED25519)
