@@ -6,12 +6,12 @@ What a certificate says is read once, by a short-lived process, and remembered b
 import contextlib
 import hashlib
 import json
-import sys
 from pathlib import Path
 from typing import Any, Final
 
 import attrs
 
+from nixfleet_agent import child
 from nixfleet_agent.commands import CommandError, run
 from nixfleet_agent.errors import ConfigurationError
 from nixfleet_agent.files import read_limited, write_atomically
@@ -140,9 +140,9 @@ def _remembered(path: Path | None, stamp: str) -> dict[str, Any] | None:
 
 
 async def _ask(request: dict[str, str]) -> dict[str, Any]:
-    argv = [sys.executable, "-m", "nixfleet_agent.certificates"]
+    argv, env = child.module_command("nixfleet_agent.certificates"), child.module_environment()
     try:
-        done = await run(argv, timeout_s=HELPER_TIMEOUT_S, stdin=json.dumps(request).encode())
+        done = await run(argv, env=env, timeout_s=HELPER_TIMEOUT_S, stdin=json.dumps(request).encode())
     except CommandError as error:
         raise UnusableCertificateError(problem=str(error)) from error
     if not done.ok:

@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ import attrs
 from evidence.host_key import HostKey, generate_host_key
 from nixfleet.demo.foundry import Foundry
 from nixfleet.demo.stage import DemoFailedError
-from nixfleet_agent import control
+from nixfleet_agent import child, control
 
 START_TIMEOUT_S: Final = 15.0
 
@@ -40,8 +39,8 @@ def run_command(
 ) -> "subprocess.CompletedProcess[str]":
     """One of our programs, to its end."""
     return subprocess.run(
-        [sys.executable, "-m", *words],
-        env={**os.environ, **(environment or {})},
+        child.module_command(*words),
+        env={**child.module_environment(), **(environment or {})},
         capture_output=True,
         text=True,
         check=False,
@@ -60,8 +59,8 @@ class Process:
         """Start it."""
         with open(self.log, "ab") as log:
             self.child = subprocess.Popen(
-                [sys.executable, "-m", *words],
-                env={**os.environ, **environment},
+                child.module_command(*words),
+                env={**child.module_environment(), **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -1,7 +1,8 @@
-"""nix-darwin hosts: `activate-user` where a system has it, then `activate`, in a session of its own.
+"""nix-darwin hosts: `activate-user` where a system has one that counts, then `activate`, in a session of their own.
 
 Nothing on a Mac takes a switch lock, so the agent holds one itself for as long as it watches a switch. There is no
-component check: a Mac's kernel and service manager are not part of a closure.
+component check: a Mac's kernel and service manager are not part of a closure. The session of its own is what lets an
+activation reload or restart the agent's own launchd job: launchd ends a job's process group, and nothing beyond it.
 """
 
 import os
@@ -13,27 +14,31 @@ from typing import Final
 import attrs
 
 from nixfleet_agent.activation.detached import DetachedRunner
-from nixfleet_agent.activation.interface import RealiseOutcome, Store, SwitchReport
-from nixfleet_agent.activation.linux import switch_environment
+from nixfleet_agent.activation.live import LivePlatform
 from nixfleet_agent.activation.paths import Paths, closure_behind
-from nixfleet_agent.activation.realising import realise_and_keep
 from nixfleet_agent.activation.runners import Runner
-from nixfleet_agent.activation.switcher import Started, Switcher
 from state_machine.system import SystemView
 from state_machine.values import Closure, SwitchMethod
 
-BOOT_ID_COMMANDS: Final = (("sysctl", "-n", "kern.bootsessionuuid"), ("sysctl", "-n", "kern.boottime"))
-"""Tried in this order. `kern.boottime` moves when the clock is set, so it comes second."""
+BOOT_ID_COMMANDS: Final = (
+    ("/usr/sbin/sysctl", "-n", "kern.bootsessionuuid"),
+    ("/usr/sbin/sysctl", "-n", "kern.boottime"),
+)
+"""Tried in this order. `kern.boottime` moves when the clock is set, so it comes second. Where macOS keeps `sysctl` is
+written out, because `/usr/sbin` need not be on a daemon's PATH and a boot without a name looks like any other."""
 
 _BOOT_TIME: Final = re.compile(r"sec = (\d+), usec = (\d+)")
 _BOOT_ID_S: Final = 5.0
 
-_ACTIVATE: Final = 'if [ -e "$1/activate-user" ]; then "$1/activate-user" || exit; fi; exec "$1/activate"'
+_IDENTITY: Final = {"HOME": "/var/root", "USER": "root", "LOGNAME": "root"}
+"""What launchd does not give a daemon and older activation scripts go by."""
 
-
-def darwin_paths() -> Paths:
-    """Where nix-darwin keeps its system."""
-    return Paths(switch_lock="/var/run/nixfleet-agent/switch.lock", boot_id="")
+# The mark is that of `darwin-rebuild`, which skips such scripts too: what is left of them only warns whoever runs it.
+_ACTIVATE: Final = """\
+user="$1/activate-user"
+if [ -e "$user" ] && ! grep -q '^# nix-darwin: deprecated$' "$user"; then "$user" || exit; fi
+exec "$1/activate"
+"""
 
 
 def read_boot_session(commands: Sequence[Sequence[str]]) -> str:
@@ -49,13 +54,6 @@ def read_boot_session(commands: Sequence[Sequence[str]]) -> str:
         if text:
             return text
     return ""
-
-
-def _identity() -> dict[str, str]:
-    """Whose activation it is: unlike NixOS's, these scripts go by their environment."""
-    return {"HOME": "/var/root"} | {
-        name: os.environ[name] for name in ("HOME", "USER", "LOGNAME") if name in os.environ
-    }
 
 
 @attrs.frozen(kw_only=True)
@@ -80,14 +78,11 @@ class DarwinCommands:
 
 
 @attrs.frozen(kw_only=True)
-class DarwinPlatform:
+class DarwinPlatform(LivePlatform):
     """An `interface.Platform`. The boot id is asked for once: a process does not outlive a boot."""
 
-    paths: Paths
-    store: Store
-    boot_id_commands: Sequence[Sequence[str]] = BOOT_ID_COMMANDS
     runner: Runner = attrs.field(factory=lambda: DetachedRunner(method=SwitchMethod.DARWIN_ACTIVATE))
-    environment: Mapping[str, str] = attrs.field(factory=dict)
+    boot_id_commands: Sequence[Sequence[str]] = BOOT_ID_COMMANDS
     _boot_id: str = attrs.field(init=False)
 
     @_boot_id.default
@@ -96,55 +91,17 @@ class DarwinPlatform:
 
     def observe(self) -> SystemView:
         """Two links; a Mac boots what is active."""
-        running = closure_behind(self.paths.current_system, self.paths.store)
         return SystemView(
             boot_id=self._boot_id,
-            running=running,
+            running=closure_behind(self.paths.current_system, self.paths.store),
             booted=None,
             profile=closure_behind(self.paths.profile, self.paths.store),
         )
 
-    def method(self) -> SwitchMethod:
-        """`darwin-activate`."""
-        return self.runner.method
+    def _commands(self) -> DarwinCommands:
+        return DarwinCommands(paths=self.paths)
 
-    async def realise(
-        self, closure: Closure, *, caches: Sequence[str] = (), timeout_s: float = 3600.0
-    ) -> RealiseOutcome:
-        """See `interface.Platform.realise`."""
-        return await realise_and_keep(self.store, closure, caches=caches, timeout_s=timeout_s)
-
-    async def switch(
-        self,
-        op: str,
-        closure: Closure,
-        *,
-        started: Started = None,
-        timeout_s: float = 300.0,
-        lock_wait_s: float = 60.0,
-        only_if_begun: bool = False,
-    ) -> SwitchReport:
-        """See `interface.Platform.switch`."""
-        switcher = Switcher(
-            paths=self.paths,
-            store=self.store,
-            runner=self.runner,
-            system=DarwinCommands(paths=self.paths),
-            observe=self.observe,
-            environment=switch_environment(self.paths, {**_identity(), **self.environment}),
-        )
-        return await switcher.switch(
-            op, closure, started=started, timeout_s=timeout_s, lock_wait_s=lock_wait_s, only_if_begun=only_if_begun
-        )
-
-    async def rollback(
-        self,
-        op: str,
-        closure: Closure,
-        *,
-        started: Started = None,
-        timeout_s: float = 300.0,
-        lock_wait_s: float = 60.0,
-    ) -> SwitchReport:
-        """A switch like any other."""
-        return await self.switch(op, closure, started=started, timeout_s=timeout_s, lock_wait_s=lock_wait_s)
+    def _environment(self) -> Mapping[str, str]:
+        """Whose activation it is, and `environment`."""
+        known = {name: os.environ[name] for name in _IDENTITY if name in os.environ}
+        return {**_IDENTITY, **known, **self.environment}

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 import attrs
 
 from nixfleet_agent.activation.interface import Platform, RealiseOutcome, SwitchReport
-from nixfleet_agent.activation.linux import NixosCommands, switch_environment
+from nixfleet_agent.activation.linux import NixosCommands
+from nixfleet_agent.activation.live import switch_environment
 from nixfleet_agent.activation.paths import Paths
 from nixfleet_agent.commands import CommandError, Completed, run, tail
 from state_machine.system import SwitchOutcome, SystemView

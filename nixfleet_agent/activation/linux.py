@@ -2,47 +2,14 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Final
 
 import attrs
 
-from nixfleet_agent.activation.detached import DetachedRunner
-from nixfleet_agent.activation.inhibitors import COMPONENTS, differing_component
-from nixfleet_agent.activation.interface import RealiseOutcome, Store, SwitchReport
+from nixfleet_agent.activation.inhibitors import DEFAULT, chosen, differing_component
+from nixfleet_agent.activation.live import LivePlatform
 from nixfleet_agent.activation.paths import Paths, closure_behind, read_boot_id
-from nixfleet_agent.activation.realising import realise_and_keep
-from nixfleet_agent.activation.runners import Runner
-from nixfleet_agent.activation.switcher import Started, Switcher
-from nixfleet_agent.activation.systemd_unit import SystemdRunner
 from state_machine.system import SystemView
-from state_machine.values import Closure, SwitchMethod
-
-_SYSTEM_PATH: Final = ("/run/current-system/sw/bin", "/usr/local/bin", "/usr/bin", "/bin")
-
-
-def host_runner() -> Runner:
-    """A transient unit where systemd is in charge and would obey, else a detached session."""
-    if os.path.isdir("/run/systemd/system") and os.geteuid() == 0:
-        return SystemdRunner()
-    return DetachedRunner()
-
-
-def switch_environment(paths: Paths, extra: Mapping[str, str]) -> dict[str, str]:
-    """What a switch sees: where the tools are, the locale, this host's links, and `extra`; nothing else of the agent's.
-
-    Its notification socket, watchdog and credentials are none of the switch's business. A NixOS system knows where
-    `/run/current-system` is; a system made for a host in a directory finds it in `NIXFLEET_CURRENT_SYSTEM`.
-    """
-    path = [*os.environ.get("PATH", "").split(":"), *_SYSTEM_PATH]
-    environment = {
-        "PATH": ":".join(dict.fromkeys(entry for entry in path if entry)),
-        "NIXFLEET_CURRENT_SYSTEM": paths.current_system,
-        "NIXFLEET_STORE": paths.store,
-    }
-    for name in ("LOCALE_ARCHIVE", "LANG", "NIX_SSL_CERT_FILE"):
-        if name in os.environ:
-            environment[name] = os.environ[name]
-    return environment | dict(extra)
+from state_machine.values import Closure
 
 
 @attrs.frozen(kw_only=True)
@@ -50,7 +17,7 @@ class NixosCommands:
     """`switcher.SystemCommands` of a NixOS system. The switch takes the lock itself."""
 
     paths: Paths
-    components: Mapping[str, str] = COMPONENTS
+    components: Mapping[str, str] = attrs.field(factory=lambda: chosen(DEFAULT))
     holds_lock: bool = False
 
     def command(self, closure: Closure, action: str) -> Sequence[str]:
@@ -74,14 +41,10 @@ class NixosCommands:
 
 
 @attrs.frozen(kw_only=True)
-class LinuxPlatform:
-    """An `interface.Platform`. `environment` is added to what every switch sees."""
+class LinuxPlatform(LivePlatform):
+    """An `interface.Platform`."""
 
-    paths: Paths
-    store: Store
-    runner: Runner = attrs.field(factory=host_runner)
-    environment: Mapping[str, str] = attrs.field(factory=dict)
-    components: Mapping[str, str] = COMPONENTS
+    components: Mapping[str, str] = attrs.field(factory=lambda: chosen(DEFAULT))
 
     def observe(self) -> SystemView:
         """Three links and the boot id."""
@@ -92,49 +55,5 @@ class LinuxPlatform:
             profile=closure_behind(self.paths.profile, self.paths.store),
         )
 
-    def method(self) -> SwitchMethod:
-        """`systemd-run` or `detached`."""
-        return self.runner.method
-
-    async def realise(
-        self, closure: Closure, *, caches: Sequence[str] = (), timeout_s: float = 3600.0
-    ) -> RealiseOutcome:
-        """See `interface.Platform.realise`."""
-        return await realise_and_keep(self.store, closure, caches=caches, timeout_s=timeout_s)
-
-    async def switch(
-        self,
-        op: str,
-        closure: Closure,
-        *,
-        started: Started = None,
-        timeout_s: float = 300.0,
-        lock_wait_s: float = 60.0,
-        only_if_begun: bool = False,
-    ) -> SwitchReport:
-        """See `interface.Platform.switch`."""
-        return await self._switcher().switch(
-            op, closure, started=started, timeout_s=timeout_s, lock_wait_s=lock_wait_s, only_if_begun=only_if_begun
-        )
-
-    async def rollback(
-        self,
-        op: str,
-        closure: Closure,
-        *,
-        started: Started = None,
-        timeout_s: float = 300.0,
-        lock_wait_s: float = 60.0,
-    ) -> SwitchReport:
-        """A switch like any other; what makes it a rollback is that the caller recorded `closure` before."""
-        return await self.switch(op, closure, started=started, timeout_s=timeout_s, lock_wait_s=lock_wait_s)
-
-    def _switcher(self) -> Switcher:
-        return Switcher(
-            paths=self.paths,
-            store=self.store,
-            runner=self.runner,
-            system=NixosCommands(paths=self.paths, components=self.components),
-            observe=self.observe,
-            environment=switch_environment(self.paths, self.environment),
-        )
+    def _commands(self) -> NixosCommands:
+        return NixosCommands(paths=self.paths, components=self.components)

@@ -10,6 +10,7 @@ from typing import Final
 
 import attrs
 
+from evidence.regular_files import read_start
 from state_machine.values import Closure, is_closure
 
 _MAX_LINKS: Final = 16
@@ -73,9 +74,8 @@ def closure_behind(link: str, store: str) -> Closure | None:
 
 
 def read_boot_id(path: str) -> str:
-    """The kernel's name for this boot; empty when the file is absent."""
+    """The kernel's name for this boot; empty when there is no such file."""
     try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            return file.read(128).strip()
+        return read_start(path, 128).decode("ascii", "replace").strip()
     except OSError:
         return ""

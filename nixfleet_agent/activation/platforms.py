@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import assert_never
 
-from nixfleet_agent.activation.inhibitors import COMPONENTS
+from nixfleet_agent.activation.inhibitors import DEFAULT, chosen
 from nixfleet_agent.activation.interface import Platform, Store
 from nixfleet_agent.activation.linux import LinuxPlatform
 from nixfleet_agent.activation.paths import Paths
@@ -17,17 +17,19 @@ def platform_for(
     paths: Paths,
     store: Store,
     environment: Mapping[str, str] | None = None,
-    components: Mapping[str, str] = COMPONENTS,
+    components: Mapping[str, str] | None = None,
 ) -> Platform:
     """The platform whose switches are run by `method`. `DRY_RUN` rehearses them.
 
-    `environment` is added to what a switch sees. `components` is what cannot be swapped live, see `inhibitors`.
+    `environment` is added to what a switch sees. `components` is what cannot be swapped live (None: the
+    default of `inhibitors`).
     Raises `ValueError` for a method that only other agents use.
     """
     extra = environment or {}
+    compared = chosen(DEFAULT) if components is None else components
 
     def linux(runner: Runner) -> LinuxPlatform:
-        return LinuxPlatform(paths=paths, store=store, runner=runner, environment=extra, components=components)
+        return LinuxPlatform(paths=paths, store=store, runner=runner, environment=extra, components=compared)
 
     # One host needs one of them, and memory is the daemon's scarcest good.
     match method:

@@ -57,6 +57,13 @@ class JournalReader:
         return str(name)
 
     @property
+    def last_n(self) -> int:
+        """The number of the newest entry; 0 when there is none."""
+        with reading(self.path):
+            [n] = self._db.execute("SELECT max(n) FROM entries").fetchone()
+        return n or 0
+
+    @property
     def start(self) -> Anchor:
         """What the first entry follows: nothing, unless an older part was cut off."""
         return self.anchor()[0]

@@ -1,10 +1,10 @@
 """Run the migration in a process of its own, and say what came of it."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Final
 
+from nixfleet_agent import child
 from nixfleet_agent.journal.errors import EXIT_STATUS, CorruptJournalError, JournalWriteError, WriteProblem, write_error
 from nixfleet_agent.journal.schema import shm_path, wal_path
 
@@ -25,9 +25,8 @@ def upgrade(path: Path) -> None:
             _move_stray_log(path)
     except OSError as error:
         raise write_error(path, error) from error
-    # A wrapped interpreter finds this package by its own path, which a child does not inherit.
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    command = [sys.executable, "-m", "nixfleet_agent.journal.migrate", os.fspath(path.absolute())]
+    command = child.module_command("nixfleet_agent.journal.migrate", os.fspath(path.absolute()))
+    environment = child.module_environment()
     try:
         done = subprocess.run(
             command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=MIGRATION_TIMEOUT_S
