@@ -1,8 +1,9 @@
 """Write the pages that are made from the code; with `--check`, only say which of them are out of date.
 
-docs/reference-cli.md comes from the programs' own tables of options and commands, so it cannot tell another story than
-`--help` does; the drawing in docs/lifecycle.md comes from the lifecycle table. Nothing in them depends on the machine
-or the width of a terminal.
+docs/reference-cli.md and the manual pages in docs/man come from the programs' own tables of options and commands, so
+they cannot tell another story than `--help` does; docs/reference-nixos.md and docs/reference-darwin.md come from the
+modules, the drawing in docs/lifecycle.md from the lifecycle table. Nothing in them depends on the machine or the width
+of a terminal, but the pages about modules are only made where nix is installed.
 """
 
 import inspect
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import click
+import manpages
+import module_options
 
 from control_plane.cli import PREFIX
 from control_plane.cli import cli as control_plane
@@ -123,9 +126,25 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 
+def _manuals() -> Iterator[tuple[Path, str]]:
+    """The manual page of each program, and where it lies."""
+    roots: dict[str, tuple[click.Command, str | None]] = {
+        "nixfleet-agent": (agent, None),
+        "nixfleet-control-plane": (control_plane, PREFIX),
+        "nixfleet": (nixfleet, "NIXFLEET"),
+    }
+    for manual in manpages.MANUALS:
+        root, prefix = roots[manual.program]
+        contexts = list(_walk(click.Context(root, info_name=manual.program, auto_envvar_prefix=prefix)))
+        tree = manpages.Tree(contexts=contexts, environment=_environment, default=_default, meaning=_meaning)
+        yield manpages.path_of(manual), manpages.page(manual, tree)
+
+
 def main() -> int:
     """Write the pages, or compare them; the exit status."""
     pages = {REFERENCE: reference(), LIFECYCLE: diagram.embedded(LIFECYCLE.read_text(encoding="utf-8"))}
+    pages.update(_manuals())
+    pages.update(module_options.pages())
     old = [path for path, page in pages.items() if not path.exists() or path.read_text(encoding="utf-8") != page]
     if "--check" in sys.argv[1:]:
         for path in old:

@@ -1,9 +1,16 @@
-"""The state, said to a person or a program: a document made from `Known`, the session if there is one, and a clock."""
+"""The state, said to a person or a program: a document made from `Known`, the session if there is one, and a clock.
 
-from typing import Any, Final
+Pure: the same state and the same moment make the same document. What the state does not hold (the process, the keys
+in the trust file, the last journal entries, what to do about it all) is added by `inspection`.
+"""
+
+from typing import Any, Final, assert_never
 
 from nixfleet_agent import __version__
+from state_machine.events import Duty
 from state_machine.freshness import clock_is_behind, freshness_left_ms, window_ms
+from state_machine.lifecycle import HostRollout
+from state_machine.schedule import sustained_ms
 from state_machine.state import (
     Known,
     ProbeHealth,
@@ -14,10 +21,15 @@ from state_machine.state import (
     Tracked,
     fact_backlog,
 )
-from state_machine.values import Moment, Phase, ProbeMode, ProbeStatus, SteadyMs
+from state_machine.values import Moment, Phase, ProbeMode, ProbeSpec, ProbeStatus, SteadyMs, WallMs
 from wire.timestamps import format_rfc3339
 
-SCHEMA: Final = 1
+SCHEMA: Final = 2
+"""Of the document. A member that is added and can be missed leaves it as it is."""
+FAR: Final = 253_402_300_799_000
+"""The last second of the year 9999, in UTC milliseconds."""
+CONFIGURED: Final = ("control_plane_url", "trust_file", "profile", "current_system", "client_cert")
+"""Options that a running daemon tells, because what they name is looked at from outside too."""
 
 
 def waiting_on(known: Known) -> str | None:
@@ -26,7 +38,7 @@ def waiting_on(known: Known) -> str | None:
         return known.settings.holds
     match known.operation:
         case Realising(failures=failures) if failures:
-            return f"fetching the closure; {failures} tries failed"
+            return f"fetching the closure; tries failed: {failures}"
         case Realising():
             return "fetching the closure"
         case Switching():
@@ -62,11 +74,54 @@ def _status(health: ProbeHealth | None) -> ProbeStatus:
     return ProbeStatus.UNKNOWN if health is None else health.status
 
 
-def document(known: Known, session: Session | None, at: Moment) -> dict[str, Any]:
-    """Everything `status --json` prints. Members are stable; times are RFC 3339, durations seconds."""
+def waiting_until(known: Known, session: Session | None, at: Moment) -> tuple[WallMs, str] | None:
+    """When what `waiting_on` names comes, and how to read that: `next-try`, `at-latest` or `soak-end`; None: open."""
+    if known.settings.holds:
+        return None
+    match known.operation:
+        case Realising(retry_at=int(retry_at)) | RollingBack(retry_at=int(retry_at)):
+            return _wall(known, retry_at, at), "next-try"
+        case Realising(due=due) | Switching(due=due) | RollingBack(due=due):
+            return _wall(known, due, at), "at-latest"
+        case None:
+            pass
+    if known.waiting is not None:
+        fetch_at = None if session is None else session.refetch_at
+        return None if fetch_at is None else (_wall(known, fetch_at, at), "next-try")
+    soak_end = _soak_end(known, at)
+    return None if soak_end is None else (soak_end, "soak-end")
+
+
+def _soak_end(known: Known, at: Moment) -> WallMs | None:
+    """When the soak is over, should every probe pass: by running time here and, if it named one, by the dispatch."""
     current = known.current
+    if current is None or current.record.phase is not Phase.SOAKING or current.soak_from is None:
+        return None
+    by_running_time = _wall(known, SteadyMs(current.soak_from + current.soak_ms), at)
+    return max(by_running_time, current.record.soak_due_at or by_running_time)
+
+
+def _wall(known: Known, instant: SteadyMs, at: Moment) -> WallMs:
+    """An instant of running time as this host's wall clock will tell, or has told, it."""
+    return _writable(at.wall_ms + instant - known.clock.read(at))
+
+
+def _writable(instant: int) -> WallMs:
+    """An instant in the future, however far a signed window reaches: RFC 3339 has years of four digits."""
+    return WallMs(min(instant, FAR))
+
+
+def _since(known: Known, instant: SteadyMs, at: Moment) -> str:
+    """The same for one that has passed, which never lies ahead."""
+    return format_rfc3339(min(at.wall_ms, _wall(known, instant, at)))
+
+
+def document(known: Known, session: Session | None, at: Moment) -> dict[str, Any]:
+    """What `status --json` prints, as far as the state knows. Members are stable; times RFC 3339, durations seconds."""
+    current, until = known.current, waiting_until(known, session, at)
     return {
         "schema": SCHEMA,
+        "at": format_rfc3339(at.wall_ms),
         "version": __version__,
         "machine_id": known.settings.machine_id,
         "daemon": "running" if session is not None else "not running",
@@ -81,27 +136,28 @@ def document(known: Known, session: Session | None, at: Moment) -> dict[str, Any
         },
         "rollout": None if current is None else _rollout(known, current, at),
         "waiting_on": waiting_on(known),
-        "probes": [
-            {
-                "name": spec.name,
-                "kind": spec.kind,
-                "mode": spec.mode.value,
-                **_probe(known, known.probes.get(spec.name), at),
-            }
-            for spec in known.judges
-        ],
+        "waiting_until": None if until is None else format_rfc3339(until[0]),
+        "waiting_until_means": None if until is None else until[1],
+        "realise_failures": known.operation.failures if isinstance(known.operation, Realising) else 0,
+        "holds": known.settings.holds or None,
+        "probes": [_probe(known, spec, at) for spec in known.judges],
         "intent": _intent(known, at),
         "quarantine": [
             {"closure": closure, "rollout": entry.rollout_id, "since": format_rfc3339(entry.at), "why": entry.why}
             for closure, entry in sorted(known.quarantine.items())
         ],
         "refusals": [
-            {"what": what, "detail": note.detail, "age_secs": _age_s(known, note.at, at)}
+            {
+                "what": what,
+                "detail": note.detail,
+                "age_secs": _age_s(known, note.at, at),
+                "at": _since(known, note.at, at),
+            }
             for what, note in sorted(known.refusals.items(), key=lambda item: item[1].at)
         ],
         "outbox": {t.record.rollout_id: t.record.last_seq - t.delivered_seq for t in fact_backlog(known)},
         "facts_refused": sum(tracked.refused_facts for tracked in known.rollouts.values()),
-        "contact": None if session is None else _contact(session, at),
+        "contact": None if session is None else _contact(known, session, at),
     }
 
 
@@ -121,8 +177,10 @@ def _rollout(known: Known, tracked: Tracked, at: Moment) -> dict[str, Any]:
     soak_left = None
     if record.phase is Phase.SOAKING and tracked.soak_from is not None:
         soak_left = max(0, tracked.soak_from + tracked.soak_ms - known.clock.read(at)) // 1000
+    since = _phase_since(record)
     stamps = {
         "acknowledged": record.dispatch_acked_at,
+        "activating": record.activation_started_at,
         "activated": record.activation_completed_at,
         "converged": record.converged_at,
         "failed": record.failed_at,
@@ -130,9 +188,14 @@ def _rollout(known: Known, tracked: Tracked, at: Moment) -> dict[str, Any]:
     }
     return {
         "id": record.rollout_id,
+        "channel": record.rollout_id.partition("@")[0] if intent is None else intent.channel,
+        "wave": None if intent is None else intent.wave_index,
         "phase": record.phase.value,
+        "phase_since": None if since is None else format_rfc3339(since),
         "target": record.target_closure,
         "rollback_to": tracked.prior,
+        "on_failure": tracked.policy.on_failure.value,
+        "deferred_by": record.deferred_component,
         "signed_at": None if intent is None else format_rfc3339(intent.signed_at),
         "signed_by": None if intent is None else intent.manifest_key_id,
         "manifest": None if intent is None else intent.manifest_digest,
@@ -142,11 +205,50 @@ def _rollout(known: Known, tracked: Tracked, at: Moment) -> dict[str, Any]:
     }
 
 
-def _probe(known: Known, health: ProbeHealth | None, at: Moment) -> dict[str, Any]:
+def _phase_since(record: HostRollout) -> WallMs | None:
+    """Since when the host stands where it stands; for Deferred, when the switch that ended so began."""
+    match record.phase:
+        case Phase.PENDING:
+            return None
+        case Phase.ACTIVATING:
+            return record.dispatch_acked_at
+        case Phase.DEFERRED:
+            return record.activation_started_at
+        case Phase.SOAKING:
+            return record.activation_completed_at
+        case Phase.CONVERGED:
+            return record.converged_at
+        case Phase.FAILED:
+            return record.failed_at
+        case Phase.REVERTED:
+            return record.reverted_at
+        case _:
+            assert_never(record.phase)
+
+
+def _probe(known: Known, spec: ProbeSpec, at: Moment) -> dict[str, Any]:
+    said = {"name": spec.name, "kind": spec.kind, "mode": spec.mode.value}
+    health = known.probes.get(spec.name)
     if health is None:
-        return {"status": ProbeStatus.UNKNOWN.value}
-    since = _age_s(known, health.since, at)
-    return {"status": health.status.value, "for_secs": since, "reason": health.reason}
+        return {**said, "status": ProbeStatus.UNKNOWN.value}
+    fails_at = _fails_at(known, spec, health)
+    return {
+        **said,
+        "status": health.status.value,
+        "for_secs": _age_s(known, health.since, at),
+        "since": _since(known, health.since, at),
+        "reason": health.reason,
+        "rollout_fails_at": None if fails_at is None else format_rfc3339(_wall(known, fails_at, at)),
+    }
+
+
+def _fails_at(known: Known, spec: ProbeSpec, health: ProbeHealth) -> SteadyMs | None:
+    """When this probe fails the rollout, unless it passes before."""
+    current = known.current
+    soaking = current is not None and current.record.phase is Phase.SOAKING
+    if not soaking or spec.mode is not ProbeMode.ENFORCE or health.status is not ProbeStatus.FAIL:
+        return None
+    return SteadyMs(health.since + sustained_ms(known))
 
 
 def _intent(known: Known, at: Moment) -> dict[str, Any] | None:
@@ -161,17 +263,27 @@ def _intent(known: Known, at: Moment) -> dict[str, Any] | None:
         "signed_at": format_rfc3339(newest.intent.signed_at),
         "window_secs": window_ms(known, newest) // 1000,
         "fresh_for_secs": max(0, left) // 1000,
+        "fresh_until": None if left < 0 else format_rfc3339(_writable(at.wall_ms + left)),
         "state": "clock-behind" if behind else "stale" if left < 0 else "fresh",
     }
 
 
-def _contact(session: Session, at: Moment) -> dict[str, Any]:
-    certificate = session.certificate
+def _contact(known: Known, session: Session, at: Moment) -> dict[str, Any]:
+    certificate, renewal = session.certificate, session.due.get(Duty.RENEWAL)
+    last = session.last_contact
     return {
-        "last": None if session.last_contact is None else format_rfc3339(session.last_contact),
+        "last": None if last is None else format_rfc3339(last),
         "last_by_duty": {duty.value: format_rfc3339(wall) for duty, wall in sorted(session.last_success.items())},
         "failures": {duty.value: count for duty, count in sorted(session.failures.items()) if count},
+        "next": {
+            duty.value: format_rfc3339(_wall(known, due, at))
+            for duty, due in sorted(session.due.items())
+            if duty is not Duty.DELIVERY or fact_backlog(known)
+        },
+        "under_way": {duty.value: _since(known, began, at) for duty, began in sorted(session.started.items())},
         "certificate_days": None if certificate is None else round((certificate[1] - at.wall_ms) / 86_400_000, 2),
+        "certificate_expires": None if certificate is None else format_rfc3339(certificate[1]),
+        "certificate_renews": None if renewal is None else format_rfc3339(_wall(known, renewal, at)),
     }
 
 
