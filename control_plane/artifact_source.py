@@ -5,7 +5,9 @@ Both lay files out alike: `fleet.resolved.json`, `rollouts/<rollout id>.json`, `
 off before it is read into memory.
 """
 
+import errno
 import hashlib
+import re
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -15,6 +17,7 @@ import trio
 
 from control_plane.errors import ControlPlaneError
 from evidence.canonical import ARTIFACT_LIMIT
+from evidence.regular_files import read_start, read_whole
 from state_machine.values import RolloutId, is_rollout_id
 
 FLEET: Final = "fleet.resolved.json"
@@ -26,6 +29,7 @@ _LISTED: Final = 64
 """How many manifests of a directory are looked at: the newest, by the time they were put there."""
 
 _HTTP_TIMEOUT_S: Final = 15.0
+_TOKEN_LIMIT: Final = 16 * 1024
 
 
 def manifest_name(rollout_id: RolloutId) -> str:
@@ -156,8 +160,20 @@ class HttpsSource:
     async def _headers(self) -> dict[str, str]:
         if self.token_file is None:
             return {}
-        token = await trio.to_thread.run_sync(self.token_file.read_text)
-        return {"Authorization": f"Bearer {token.strip()}"}
+        token = await trio.to_thread.run_sync(read_token, self.token_file)
+        return {"Authorization": f"Bearer {token}"}
+
+
+def read_token(path: Path) -> str:
+    """A bearer token, as RFC 6750 section 2.1 spells one.
+
+    Raises:
+        OSError: the file cannot be read, or holds none.
+    """
+    token = read_whole(path, _TOKEN_LIMIT).decode("ascii", "replace").strip()
+    if re.fullmatch("[A-Za-z0-9._~+/-]+=*", token) is None:
+        raise OSError(errno.EINVAL, "it holds no bearer token", str(path))
+    return token
 
 
 def _root_of(error: BaseException) -> str:
@@ -177,8 +193,7 @@ async def _body(name: str, response: httpx.Response, limit: int) -> bytes:
 
 
 def _read_limited(path: Path, limit: int) -> bytes:
-    with path.open("rb") as file:
-        data = file.read(limit + 1)
+    data = read_start(path, limit)
     if len(data) > limit:
         raise SourceError(name=path.name, problem=f"it has more than {limit} bytes")
     return data

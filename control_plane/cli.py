@@ -1,6 +1,7 @@
 """The command line: run a control plane, or rebuild its database. Every flag is also `NIXFLEET_CP_<FLAG>`."""
 
 import contextlib
+import os
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,14 +19,16 @@ from control_plane.config import (
     Configuration,
     loopback_port,
 )
-from control_plane.errors import MissingFlagError
+from control_plane.errors import DatabaseOpenError, MissingFlagError
+from control_plane.issuance import MIN_VALIDITY_S
 from control_plane.schema import open_database, rebuild
 from control_plane.version import PACKAGE
 
 PROGRAM: Final = "nixfleet-control-plane"
 PREFIX: Final = "NIXFLEET_CP"
 
-FILE: Final = click.Path(path_type=Path, dir_okay=False)
+FILE: Final = click.Path(path_type=Path, dir_okay=False, readable=False)
+TEN_YEARS_S: Final = 10 * 366 * 86_400
 
 _NEEDED: Final = (
     ("tls_cert", "--tls-cert", "the server cannot show who it is without a certificate"),
@@ -53,10 +56,12 @@ _NEEDED: Final = (
 @click.option("--artifacts", metavar="DIR|URL", help="Signed artifacts: a directory, or an https URL.  [required]")
 @click.option("--artifacts-token-file", type=FILE, help="Bearer token for the URL; read again for each request.")
 @click.option("--artifacts-ca-cert", type=FILE, help="CA of the URL's server, PEM, instead of the system's roots.")
-@click.option("--artifact-poll-secs", type=click.FloatRange(min=0.1), default=30.0, help="Look for new ones, seconds.")
+@click.option(
+    "--artifact-poll-secs", type=click.FloatRange(min=0.1, max=86_400), default=30.0, help="Look for new ones, seconds."
+)
 @click.option(
     "--freshness-window-secs",
-    type=click.IntRange(min=1),
+    type=click.IntRange(min=1, max=TEN_YEARS_S),
     default=DEFAULT_FRESHNESS_S,
     help="How old a signature may be, seconds.",
 )
@@ -65,7 +70,7 @@ _NEEDED: Final = (
 @click.option("--agent-cn-suffix", help="Certificates are named agent-<machine>.<suffix>; without it <machine>.")
 @click.option(
     "--agent-cert-validity-secs",
-    type=int,
+    type=click.IntRange(min=MIN_VALIDITY_S, max=TEN_YEARS_S),
     default=DEFAULT_VALIDITY_S,
     help="Life of a host certificate, seconds; at least 60.",
 )
@@ -73,7 +78,9 @@ _NEEDED: Final = (
 @click.option("--db-path", type=FILE, default=DEFAULT_DATABASE, help="The database.")
 @click.option("--closure-upstream", metavar="URL", help="Binary cache whose narinfo is passed on.")
 @click.option("--metrics-listen", metavar="[ADDRESS:]PORT", help="Serve /metrics in the clear; a port alone: loopback.")
-@click.option("--retention-days", type=click.IntRange(min=1), default=90, help="Keep superseded rollouts, days.")
+@click.option(
+    "--retention-days", type=click.IntRange(min=1, max=36_500), default=90, help="Keep superseded rollouts, days."
+)
 @click.option("--strict", is_flag=True, help="Demand the protocol header, a client CA and both signed lists.")
 @click.option("--require-evidence", is_flag=True, help="Refuse facts that the declared host key did not sign.")
 @click.option("--ready-file", type=FILE, help="Write the bound URL and the process id here once it serves.")
@@ -93,6 +100,8 @@ def cli(ctx: click.Context, /, log_format: str, log_level: str, **settings: Any)
 @click.pass_obj
 def rebuild_command(settings: dict[str, Any]) -> None:
     """Derive every table of the database again from its log. The control plane must not be running."""
+    if not os.path.exists(settings["db_path"]):
+        raise DatabaseOpenError(path=settings["db_path"], problem="there is no such file")
     with contextlib.closing(open_database(settings["db_path"])) as connection:
         entries = rebuild(connection)
     click.echo(f"{settings['db_path']}: rebuilt from {entries} log entries")

@@ -1,13 +1,17 @@
 """What a control plane is started with."""
 
+import math
+import os
 from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
 import attrs
 
-from control_plane.errors import BadFlagError, MissingFlagError
+from control_plane.artifact_source import read_token
+from control_plane.errors import BadFlagError, MissingFlagError, UnreadableFileError
 from control_plane.issuance import MIN_VALIDITY_S
+from evidence.documents import is_host_name
 
 DEFAULT_LISTEN: Final = "0.0.0.0:8080"
 DEFAULT_TRUST: Final = Path("/etc/nixfleet/cp/trust.json")
@@ -59,20 +63,35 @@ class Configuration:
         for flag, address in (("--listen", self.listen), ("--metrics-listen", self.metrics_listen)):
             if address is not None:
                 _check_address(flag, address)
-        if self.artifacts_url is not None and urlsplit(self.artifacts_url).scheme != "https":
-            raise BadFlagError(
-                flag="--artifacts", value=self.artifacts, problem="it is neither a directory nor https://"
-            )
-        if self.artifacts_url is None and not Path(self.artifacts).is_dir():
+        if self.artifacts_url is not None and not _is_plain_url(self.artifacts_url, "https"):
+            problem = "it is neither a directory nor https:// with a host, a port and a path"
+            raise BadFlagError(flag="--artifacts", value=self.artifacts, problem=problem)
+        if self.artifacts_url is None and not (self.artifacts and os.path.isdir(self.artifacts)):
             raise BadFlagError(flag="--artifacts", value=self.artifacts, problem="there is no such directory")
-        if self.closure_upstream is not None and urlsplit(self.closure_upstream).scheme not in ("http", "https"):
-            raise BadFlagError(flag="--closure-upstream", value=self.closure_upstream, problem="it is no http(s) URL")
+        if self.closure_upstream is not None and not _is_plain_url(self.closure_upstream, "http", "https"):
+            problem = "it is no http(s) URL of a host, a port and a path"
+            raise BadFlagError(flag="--closure-upstream", value=self.closure_upstream, problem=problem)
+        if self.agent_cn_suffix is not None and not is_host_name(self.agent_cn_suffix):
+            problem = "it is no domain name that a certificate's name could end with"
+            raise BadFlagError(flag="--agent-cn-suffix", value=self.agent_cn_suffix, problem=problem)
         if self.agent_cert_validity_secs < MIN_VALIDITY_S:
             value = str(self.agent_cert_validity_secs)
             raise BadFlagError(
                 flag="--agent-cert-validity-secs", value=value, problem=f"the least is {MIN_VALIDITY_S} s"
             )
         self._check_pairs()
+        self._check_files()
+
+    def _check_files(self) -> None:
+        if self.artifacts_token_file is not None:
+            _check_token(self.artifacts_token_file)
+        if not math.isfinite(self.artifact_poll_secs):
+            value = str(self.artifact_poll_secs)
+            raise BadFlagError(flag="--artifact-poll-secs", value=value, problem="it is no length of time")
+        if self.ready_file is not None:
+            _check_place("--ready-file", self.ready_file)
+        if self.audit_log is not None and self.fleet_ca_cert is not None:
+            _check_place("--audit-log", self.audit_log)
 
     def _check_pairs(self) -> None:
         if self.fleet_ca_cert is not None and self.fleet_ca_key is None:
@@ -86,6 +105,34 @@ class Configuration:
 def loopback_port(address: str | None) -> str | None:
     """An address as given; a port alone is one of the loopback interface."""
     return f"127.0.0.1:{address}" if address is not None and address.isascii() and address.isdigit() else address
+
+
+def _is_plain_url(url: str, *schemes: str) -> bool:
+    """No password, no blanks: nothing but where it is."""
+    try:
+        parts = urlsplit(url)
+        named = parts.scheme in schemes and parts.hostname and parts.port != 0
+    except ValueError:
+        return False
+    return bool(named) and parts.username is None and url.isprintable() and " " not in url
+
+
+def _check_token(path: Path) -> None:
+    try:
+        read_token(path)
+    except OSError as error:
+        problem = error.strerror or str(error)
+        raise UnreadableFileError(flag="--artifacts-token-file", path=path, problem=problem) from error
+
+
+def _check_place(flag: str, path: Path) -> None:
+    """A file that will be written to: better found out now than when there is something to write."""
+    if os.path.isfile(path):
+        good = os.access(path, os.W_OK)
+    else:
+        good = not os.path.lexists(path) and os.path.isdir(path.parent) and os.access(path.parent, os.W_OK | os.X_OK)
+    if not good:
+        raise UnreadableFileError(flag=flag, path=path, problem="no file can be written there by this user")
 
 
 def _check_address(flag: str, address: str) -> None:

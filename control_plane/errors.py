@@ -54,7 +54,20 @@ class BadFlagError(ConfigurationError):
     problem: str
 
     def __str__(self) -> str:
-        return f"{self.flag} {self.value}: {self.problem}"
+        # A password may stand before the @ of a URL.
+        shown = self.value.rpartition("@")[2] if "://" in self.value else self.value
+        plain = shown and shown.isprintable()
+        return f"{self.flag} {shown[:200] if plain else repr(shown[:200])}: {self.problem}"
+
+
+@attrs.frozen(kw_only=True)
+class NotTextError(ConfigurationError):
+    """A word of the command line, or a variable, that is not UTF-8."""
+
+    found: str
+
+    def __str__(self) -> str:
+        return f"{self.found[:80]!r} is not text in UTF-8: write it anew"
 
 
 @attrs.frozen(kw_only=True)

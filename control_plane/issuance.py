@@ -21,6 +21,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from control_plane.errors import BadRequestError, UnreadableFileError
 from control_plane.identity import CanonicalNames
+from control_plane.tls import PEM_LIMIT
+from evidence.regular_files import read_whole
 from state_machine.values import HostName, WallMs
 from wire.timestamps import format_rfc3339
 
@@ -156,7 +158,7 @@ def load_issuer(certificate: Path, key: Path, names: CanonicalNames, validity_s:
 
 def _certificate(path: Path) -> x509.Certificate:
     try:
-        return x509.load_pem_x509_certificate(path.read_bytes())
+        return x509.load_pem_x509_certificate(read_whole(path, PEM_LIMIT))
     except OSError as error:
         raise _unreadable("--fleet-ca-cert", path, error.strerror or str(error)) from error
     except ValueError as error:
@@ -165,7 +167,7 @@ def _certificate(path: Path) -> x509.Certificate:
 
 def _key(path: Path) -> CaKey:
     try:
-        key = serialization.load_pem_private_key(path.read_bytes(), password=None)
+        key = serialization.load_pem_private_key(read_whole(path, PEM_LIMIT), password=None)
     except OSError as error:
         raise _unreadable("--fleet-ca-key", path, error.strerror or str(error)) from error
     except TypeError as error:

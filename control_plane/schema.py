@@ -4,6 +4,7 @@
 The log's triggers refuse what would change history, whoever asks.
 """
 
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -46,6 +47,9 @@ def open_database(path: Path) -> sqlite3.Connection:
         NewerSchemaError: a later version wrote the file.
         DatabaseOpenError: it cannot be opened, or is no database.
     """
+    if os.path.exists(path) and not os.path.isfile(path):
+        # SQLite would put its journal beside a device before it finds out.
+        raise DatabaseOpenError(path=path, problem="it is not a file")
     try:
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         try:

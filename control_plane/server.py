@@ -87,8 +87,9 @@ async def assembled(config: Configuration) -> AsyncIterator[ControlPlane]:
     names = CanonicalNames(suffix=config.agent_cn_suffix)
     issuer = _issuer(config, names)
     async with AsyncExitStack() as stack:
-        ledger = await stack.enter_async_context(Ledger(config.db_path))
+        # The database last: what is wrong with the rest must not leave a new one behind.
         outside = outgoing_context(config.artifacts_ca_cert)
+        ledger = await stack.enter_async_context(Ledger(config.db_path))
         client = await stack.enter_async_context(httpx.AsyncClient(timeout=30, trust_env=False, verify=outside))
         shelf, metrics = Shelf(), Metrics()
         planner = PlannerLoop(ledger=ledger, shelf=shelf, freshness_window_s=config.freshness_window_secs)

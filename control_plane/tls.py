@@ -6,8 +6,13 @@ issue for client use does not. So whoever reads a certificate off a connection m
 
 import ssl
 from pathlib import Path
+from typing import Final
 
 from control_plane.errors import UnreadableFileError
+from evidence.regular_files import check_regular
+
+PEM_LIMIT: Final = 8 * 1024 * 1024
+"""A bundle of all public authorities has a fifth of a megabyte."""
 
 
 def server_context(certificate: Path, key: Path, client_ca: Path | None) -> ssl.SSLContext:
@@ -34,9 +39,9 @@ def load_certificate(context: ssl.SSLContext, certificate: Path, key: Path) -> N
     for flag, path in (("--tls-cert", certificate), ("--tls-key", key)):
         _check_readable(flag, path)
     try:
-        context.load_cert_chain(certificate, key)
-    except ssl.SSLError as error:
-        problem = f"not a PEM certificate with its private key in {key}: {error.reason or error}"
+        context.load_cert_chain(certificate, key, password=_no_password)
+    except (ssl.SSLError, ValueError) as error:
+        problem = f"not a PEM certificate with its private key, unencrypted, in {key}: {_reason(error)}"
         raise UnreadableFileError(flag="--tls-cert", path=certificate, problem=problem) from error
 
 
@@ -52,7 +57,7 @@ def outgoing_context(ca: Path | None) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=ca)
     except ssl.SSLError as error:
-        problem = f"not a PEM certificate: {error.reason or error}"
+        problem = f"not a PEM certificate: {_reason(error)}"
         raise UnreadableFileError(flag="--artifacts-ca-cert", path=ca, problem=problem) from error
 
 
@@ -61,13 +66,22 @@ def _load_client_ca(context: ssl.SSLContext, client_ca: Path) -> None:
     try:
         context.load_verify_locations(client_ca)
     except ssl.SSLError as error:
-        problem = f"not a PEM certificate: {error.reason or error}"
+        problem = f"not a PEM certificate: {_reason(error)}"
         raise UnreadableFileError(flag="--client-ca", path=client_ca, problem=problem) from error
     context.verify_mode = ssl.CERT_OPTIONAL
 
 
+def _reason(error: Exception) -> str:
+    return str(getattr(error, "reason", None) or error)
+
+
+def _no_password() -> str:
+    # Without this, OpenSSL would ask on the terminal.
+    return ""
+
+
 def _check_readable(flag: str, path: Path) -> None:
     try:
-        path.open("rb").close()
+        check_regular(path, PEM_LIMIT)
     except OSError as error:
         raise UnreadableFileError(flag=flag, path=path, problem=error.strerror or str(error)) from error

@@ -118,6 +118,15 @@ class NotJsonError(CanonicalError):
         return f"a {self.found} has no JSON form"
 
 
+def is_text(text: str) -> bool:
+    """True for what can be written as UTF-8; arguments and variables that were other bytes cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def parse(data: bytes, *, limit: int = ARTIFACT_LIMIT) -> JsonValue:
     """Read one JSON text of at most `limit` bytes into `dict`, `list`, `str`, `int`, `float`, `bool` and None.
 

@@ -4,7 +4,6 @@
 this software cannot use is skipped, never an error by itself, so that a new algorithm can be rolled out.
 """
 
-import os
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -13,6 +12,7 @@ import attrs
 from evidence import documents
 from evidence.canonical import parse
 from evidence.errors import EvidenceError
+from evidence.regular_files import read_start
 from evidence.signature import Algorithm, PublicKey
 from state_machine.values import Reason, WallMs
 
@@ -105,10 +105,9 @@ def load_trust(path: Path) -> TrustRoots:
         EvidenceError: as `parse_trust`.
     """
     try:
-        with open(path, "rb") as file:
-            data = file.read(TRUST_FILE_LIMIT + 1)
+        data = read_start(path, TRUST_FILE_LIMIT)
     except OSError as error:
-        raise TrustFileError(path=path, problem=os.strerror(error.errno or 0).lower()) from error
+        raise TrustFileError(path=path, problem=(error.strerror or str(error)).lower()) from error
     return parse_trust(data)
 
 

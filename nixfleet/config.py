@@ -16,7 +16,10 @@ from typing import Any, Final
 import attrs
 import click
 
+from evidence.regular_files import read_whole
 from nixfleet.errors import ConfigurationError, UnreadableFileError
+
+LIMIT: Final = 1024 * 1024
 
 SHARED: Final = (
     "control_plane_url",
@@ -75,6 +78,8 @@ class ConfigFile:
         """
         known = list(tables)
         for key, value in self.content.items():
+            if key in known and not isinstance(value, dict):
+                raise ConfigFileError(path=self.path, why=f"[{key}] must be a table of options, not {value!r:.60}")
             if isinstance(value, dict) and key not in known:
                 raise ConfigFileError(path=self.path, why=f"[{key}] is no command{_nearest(key, known)}")
             if not isinstance(value, dict) and key not in SHARED:
@@ -91,6 +96,15 @@ class ConfigFile:
             if key not in options:
                 why = f"[{name}] `{key}` is no option of `nixfleet {name}`{_nearest(key, options)}"
                 raise ConfigFileError(path=self.path, why=why)
+        for option in _options(command):
+            self._check_value(option, f"[{name}] `{option.name}`", self.content.get(name, {}))
+            self._check_value(option, f"`{option.name}`", self.content if option.name in SHARED else {})
+
+    def _check_value(self, option: click.Option, what: str, given: Mapping[str, Any]) -> None:
+        if option.name in given and not _fits(option, given[option.name]):
+            raise ConfigFileError(
+                path=self.path, why=f"{what} must be {_wanted(option)}, not {given[option.name]!r:.60}"
+            )
 
 
 def default_path() -> Path:
@@ -108,15 +122,43 @@ def load(named: Path | None) -> ConfigFile:
     """
     path = named or default_path()
     try:
-        return ConfigFile(path=path, content=tomllib.loads(path.read_text(encoding="utf-8")))
+        content = tomllib.loads(read_whole(path, LIMIT).decode("utf-8"))
+        if _has_nul(content):
+            raise ConfigFileError(path=path, why="a value has a NUL character, which no path or name can have")
+        return ConfigFile(path=path, content=content)
     except FileNotFoundError as error:
         if named is None:
             return ConfigFile(path=path, content={})
         raise UnreadableFileError(path=path, what="configuration file", cause=error.strerror or "missing") from error
     except OSError as error:
         raise UnreadableFileError(path=path, what="configuration file", cause=error.strerror or str(error)) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ConfigFileError(path=path, why=f"not TOML: {error}") from error
+
+
+def _fits(option: click.Option, value: Any) -> bool:
+    if option.is_flag:
+        return isinstance(value, bool)
+    if option.multiple and isinstance(value, list):
+        return all(isinstance(each, str) for each in value)
+    numbers = isinstance(option.type, click.types.IntParamType) or option.type.name == "DURATION"
+    return isinstance(value, str) or (numbers and isinstance(value, int) and not isinstance(value, bool))
+
+
+def _wanted(option: click.Option) -> str:
+    return "true or false" if option.is_flag else "text" + (" or a list of it" if option.multiple else "")
+
+
+def _has_nul(value: Any) -> bool:
+    match value:
+        case str():
+            return "\0" in value
+        case dict():
+            return any(map(_has_nul, value.values()))
+        case list():
+            return any(map(_has_nul, value))
+        case _:
+            return False
 
 
 def _expanded(value: Any) -> Any:

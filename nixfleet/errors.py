@@ -22,6 +22,16 @@ class ConfigurationError(StoppedError):
 
 
 @attrs.frozen(kw_only=True)
+class NotTextError(ConfigurationError):
+    """A word of the command line, or a variable, that is not UTF-8."""
+
+    found: str
+
+    def __str__(self) -> str:
+        return f"{self.found[:80]!r} is not text in UTF-8: write it anew"
+
+
+@attrs.frozen(kw_only=True)
 class MissingSettingError(ConfigurationError):
     """A setting that the command cannot do without was given nowhere."""
 
@@ -46,6 +56,18 @@ class UnreadableFileError(ConfigurationError):
 
     def __str__(self) -> str:
         return f"cannot read the {self.what} {self.path}: {self.cause}"
+
+
+@attrs.frozen(kw_only=True)
+class NoDirectoryError(StoppedError):
+    """A directory that is needed is not there and cannot be made."""
+
+    path: Path
+    what: str
+    cause: str
+
+    def __str__(self) -> str:
+        return f"{self.path} cannot be made for {self.what} ({self.cause}): name another place"
 
 
 @attrs.frozen(kw_only=True)

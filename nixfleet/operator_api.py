@@ -135,8 +135,7 @@ def connected(endpoint: Endpoint) -> Iterator[OperatorApi]:
     Raises:
         BadUrlError, BadIdentityError: before anything is sent.
     """
-    parts = urlsplit(endpoint.url)
-    if parts.scheme != "https" or not parts.hostname:
+    if not _is_plain_https(endpoint.url):
         raise BadUrlError(url=endpoint.url)
     headers = {endpoints.PROTOCOL_HEADER: endpoints.PROTOCOL_VERSION}
     timeout = httpx.Timeout(TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
@@ -144,6 +143,17 @@ def connected(endpoint: Endpoint) -> Iterator[OperatorApi]:
         base_url=endpoint.url, verify=tls_of(endpoint), headers=headers, timeout=timeout, follow_redirects=False
     ) as client:
         yield OperatorApi(client, endpoint.url)
+
+
+def _is_plain_https(url: str) -> bool:
+    """No password, no query, no blanks: nothing but where the control plane is."""
+    try:
+        parts = urlsplit(url)
+        named = parts.scheme == "https" and parts.hostname and parts.port != 0
+    except ValueError:
+        return False
+    more = parts.username is not None or parts.query or parts.fragment
+    return bool(named) and not more and url.isprintable() and " " not in url
 
 
 def rollout_id_of(text: str) -> RolloutId:

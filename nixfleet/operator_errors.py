@@ -16,7 +16,9 @@ class BadUrlError(ConfigurationError):
     url: str
 
     def __str__(self) -> str:
-        return f"{self.url!r} is not an https:// URL; --control-plane-url names the control plane"
+        # A password may stand before the @.
+        shown = self.url.rpartition("@")[2][:200]
+        return f"--control-plane-url {shown!r} is not an https:// URL of a host, a port and a path"
 
 
 @attrs.frozen(kw_only=True)

@@ -2,10 +2,15 @@
 
 import ssl
 from pathlib import Path
+from typing import Final
 
 import attrs
 
+from evidence.regular_files import check_regular
 from nixfleet.operator_errors import BadIdentityError
+
+PEM_LIMIT: Final = 8 * 1024 * 1024
+"""A bundle of all public authorities has a fifth of a megabyte."""
 
 
 @attrs.frozen(kw_only=True)
@@ -31,7 +36,7 @@ def tls_of(endpoint: Endpoint) -> ssl.SSLContext:
     )
     for flag, path in files:
         try:
-            path.open("rb").close()
+            check_regular(path, PEM_LIMIT)
         except OSError as error:
             raise BadIdentityError(flag=flag, path=path, problem=error.strerror or str(error)) from error
     try:

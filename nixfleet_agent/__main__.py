@@ -17,10 +17,9 @@ def main() -> int:
 def _run() -> int:
     flags = read_plain(sys.argv[1:])
     if flags is None or "_NIXFLEET_AGENT_COMPLETE" in os.environ:
-        from nixfleet_agent.cli import cli
+        from nixfleet_agent.cli import run
 
-        cli(prog_name="nixfleet-agent")
-        return 0
+        return run()
     from nixfleet_agent.launch import launch
 
     return launch(flags, from_environment(os.environ))

@@ -6,8 +6,11 @@ standard input and output: JSON in, JSON out, the private key by the path it alr
 
 import json
 import sys
-from pathlib import Path
-from typing import Any
+from typing import Any, Final
+
+from evidence.regular_files import read_whole
+
+KEY_LIMIT: Final = 64 * 1024
 
 
 def make_csr(machine_id: str, key_path: str) -> str:
@@ -47,7 +50,7 @@ def _pem() -> Any:
 def _private_key(path: str) -> Any:
     from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_ssh_private_key
 
-    data = Path(path).read_bytes()
+    data = read_whole(path, KEY_LIMIT)
     load = load_ssh_private_key if b"OPENSSH PRIVATE KEY" in data[:64] else load_pem_private_key
     try:
         return load(data, None)
@@ -74,7 +77,10 @@ def main() -> int:
             answer: dict[str, Any] = {"csr_pem": make_csr(request["machine_id"], request["key"])}
         else:
             answer = inspect(request["cert_pem"], request["key"])
-    except (ValueError, TypeError, OSError) as error:
+    except OSError as error:
+        print(f"{error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    except (ValueError, TypeError) as error:
         print(_first_line(error), file=sys.stderr)
         return 1
     json.dump(answer, sys.stdout)

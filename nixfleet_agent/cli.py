@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +17,11 @@ from nixfleet_agent.config import merge
 from nixfleet_agent.errors import EXIT_RUNTIME, AgentError
 from nixfleet_agent.launch import complain, launch
 from nixfleet_agent.options import OPTIONS, Kind, Option, Raw, from_environment
+
+if TYPE_CHECKING:
+    from nixfleet_agent import terminal
+
+PROGRAM = "nixfleet-agent"
 
 _METAVAR = {
     Kind.SECONDS: "SECONDS",
@@ -77,6 +82,23 @@ def cli(context: click.Context, /, **values: Any) -> None:
 cli.params.extend(_click_option(option) for option in OPTIONS)
 
 
+def run() -> int:
+    """Run the command line; the exit status. What click has to complain of is one line, and where to read on."""
+    try:
+        status = cli.main(prog_name=PROGRAM, standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
+    except click.ClickException as error:
+        context = error.ctx if isinstance(error, click.UsageError) else None
+        hint = f" (see `{context.command_path} --help`)" if context is not None else ""
+        click.echo(f"{PROGRAM}: {error.format_message()}{hint}", err=True)
+        return error.exit_code
+    except click.Abort:
+        return 130
+    return status if isinstance(status, int) else 0
+
+
 def _state_dir(raw: Raw) -> Path:
     default = next(option.default for option in OPTIONS if option.name == "state_dir")
     return Path(raw.get("state_dir", (default or "",))[-1])
@@ -103,17 +125,56 @@ def _guard(work: Callable[[], int | None]) -> None:
 
 @cli.command("status")
 @click.option("--json", "as_json", is_flag=True, help="For machines.")
+@click.option(
+    "-n",
+    "--lines",
+    type=click.IntRange(min=0),
+    default=5,
+    show_default=True,
+    metavar="N",
+    help="How many of the newest journal entries to show.",
+)
+@click.option(
+    "--color",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="auto: on a terminal, unless NO_COLOR is set.",
+)
 @click.pass_obj
-def status_command(raw: Raw, as_json: bool) -> None:
-    """What this host runs, what is wanted of it, and what it waits for."""
+def status_command(raw: Raw, as_json: bool, lines: int, color: str) -> None:
+    """What this host runs, what is wanted of it and by whom, what it waits for, and what to do next.
+
+    Exit status: 0 the agent runs and all is well or waits for its time, 3 it does not run, 5 it runs and something is
+    wrong that needs somebody, 1 nothing can be told.
+    """  # fmt: skip
     from nixfleet_agent import inspection, terminal
 
     def work() -> int:
-        said = inspection.status(_state_dir(raw))
-        click.echo(json.dumps(said, indent=2, sort_keys=True) if as_json else terminal.status(said), nl=True)
-        return 0
+        said = inspection.status(_state_dir(raw), raw, lines)
+        text = json.dumps(said, indent=2, sort_keys=True) if as_json else terminal.status(said, _view(color))
+        click.echo(text, color=True)
+        return inspection.exit_status(said)
 
     _guard(work)
+
+
+def _view(color: str) -> "terminal.View":
+    """Who reads: a person at a terminal of some width in the host's time zone, or a program in UTC."""
+    import datetime
+    import shutil
+
+    from nixfleet_agent import terminal
+    from nixfleet_agent.clock import now
+
+    seen = sys.stdout.isatty()
+    plain = bool(os.environ.get("NO_COLOR")) or os.environ.get("TERM") == "dumb"
+    return terminal.View(
+        now=now().wall_ms,
+        width=shutil.get_terminal_size().columns if seen else None,
+        colour=color == "always" or (color == "auto" and seen and not plain),
+        zone=None if seen else datetime.UTC,
+    )
 
 
 @cli.command("poke")
@@ -138,7 +199,7 @@ def quarantine_list(raw: Raw, as_json: bool) -> None:
     from nixfleet_agent import inspection
 
     def work() -> int:
-        entries = inspection.status(_state_dir(raw))["quarantine"]
+        entries = inspection.quarantined(_state_dir(raw))
         if as_json:
             click.echo(json.dumps(entries, indent=2, sort_keys=True))
         for entry in () if as_json else entries:

@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 
 import attrs
 
+from evidence.canonical import is_text
+from nixfleet_agent.activation.inhibitors import COMPONENTS
 from nixfleet_agent.errors import ConfigurationError
 from nixfleet_agent.options import BY_NAME, Raw, truth_of
 from state_machine.events import Settings
@@ -61,6 +63,8 @@ class Config:
     switch_lock: Path
     boot_id_file: Path
     switch_method: SwitchMethod
+    defer_for: tuple[str, ...]
+    """Components, see `activation.inhibitors`."""
 
     def settings(self) -> Settings:
         """What `step` needs to know of it."""
@@ -89,13 +93,21 @@ class _Reader:
         if problem not in self.problems:  # an option may be looked at more than once
             self.problems.append(problem)
 
+    def told(self, name: str) -> bool:
+        """Something is known to be wrong with it."""
+        return any(problem.startswith(f"{BY_NAME[name].flag} ") for problem in self.problems)
+
     def text(self, name: str) -> str | None:
         given = self.raw.get(name)
-        return given[-1] if given else BY_NAME[name].default
+        value = given[-1] if given else BY_NAME[name].default
+        if value is not None and not is_text(value):
+            self.wrong(name, f"{value[:80]!r} is not text in UTF-8")
+            return BY_NAME[name].default
+        return value
 
     def required(self, name: str) -> str:
         value = self.text(name)
-        if not value:
+        if not value and not self.told(name):
             self.wrong(name, "is required")
         return value or ""
 
@@ -137,10 +149,16 @@ class _Reader:
         option, value = BY_NAME[name], self.text(name) or ""
         if value not in option.choices:
             self.wrong(name, f"{value!r} is not one of {', '.join(option.choices)}")
+            return option.default or ""
         return value
 
     def items(self, name: str) -> tuple[str, ...]:
-        return tuple(item.strip() for item in self.raw.get(name, ()) if item.strip())
+        default = BY_NAME[name].default
+        given = self.raw.get(name, () if default is None else tuple(default.split(",")))
+        for item in given:
+            if not is_text(item):
+                self.wrong(name, f"{item[:80]!r} is not text in UTF-8")
+        return tuple(item.strip() for item in given if item.strip() and is_text(item))
 
 
 def read_config(raw: Raw) -> Config:
@@ -201,14 +219,16 @@ def _build(reader: _Reader) -> Config:
         switch_lock=reader.needed_path("switch_lock"),
         boot_id_file=reader.needed_path("boot_id_file"),
         switch_method=_method(reader),
+        defer_for=_defer_for(reader),
     )
 
 
 def _url(reader: _Reader) -> str:
     text = reader.required("control_plane_url")
     problem = _problem_with_url(text) if text else None
+    shown = text.rpartition("@")[2][:200]  # a password may stand before the @
     if problem is not None:
-        reader.wrong("control_plane_url", f"{text[:200]!r} {problem}")
+        reader.wrong("control_plane_url", f"{shown!r} {problem}")
     elif text.lower().startswith("http:") and not reader.flag("allow_insecure"):
         reader.wrong("control_plane_url", "http is refused; use https, or --allow-insecure for an experiment")
     return text.rstrip("/")
@@ -273,8 +293,26 @@ def _method(reader: _Reader) -> SwitchMethod:
     if choice == "auto":
         if sys.platform == "darwin":
             return SwitchMethod.DARWIN_ACTIVATE
-        return SwitchMethod.SYSTEMD_RUN if os.path.isdir("/run/systemd/system") else SwitchMethod.DETACHED
+        return SwitchMethod.SYSTEMD_RUN if systemd_obeys() else SwitchMethod.DETACHED
     return SwitchMethod(choice) if choice in set(SwitchMethod) else SwitchMethod.DETACHED
+
+
+def systemd_obeys() -> bool:
+    """systemd is in charge here, and would start a unit for this user."""
+    return os.path.isdir("/run/systemd/system") and os.geteuid() == 0
+
+
+def _defer_for(reader: _Reader) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(reader.items("defer_for")))
+    known = BY_NAME["defer_for"].choices
+    for name in names:
+        if name not in known:
+            reader.wrong("defer_for", f"{name[:80]!r} is not one of {', '.join(known)}")
+    if not names and not reader.told("defer_for"):
+        reader.wrong("defer_for", "names nothing; `none` says that nothing waits for a reboot")
+    if "none" in names and len(names) > 1:
+        reader.wrong("defer_for", "`none` goes alone")
+    return tuple(name for name in names if name in COMPONENTS)
 
 
 def merge(flags: Raw, environment: Raw) -> Raw:

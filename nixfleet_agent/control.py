@@ -90,9 +90,9 @@ def ask(state_dir: Path, request: Mapping[str, Any]) -> dict[str, Any] | None:
         try:
             channel.connect(address)
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR):
+            if error.errno in (errno.ENOENT, errno.ECONNREFUSED, errno.ENOTDIR, errno.ELOOP):
                 return None
-            raise
+            raise OSError(error.errno, error.strerror, str(state_dir)) from error
         try:
             channel.sendall(json.dumps(request).encode() + b"\n")
             with channel.makefile("rb") as file:

@@ -19,7 +19,8 @@ import trio
 from evidence.errors import EvidenceError
 from evidence.host_key import HostKey, load_host_key
 from evidence.trust import load_trust
-from nixfleet_agent import __version__, control, lean, once
+from nixfleet_agent import __version__, child, control, lean, once
+from nixfleet_agent.activation.inhibitors import chosen
 from nixfleet_agent.activation.interface import Platform, Store
 from nixfleet_agent.activation.paths import Paths
 from nixfleet_agent.activation.platforms import platform_for
@@ -36,7 +37,7 @@ from nixfleet_agent.probes.runners import ProbeContext
 from nixfleet_agent.probes.worker import ProbeSet
 from nixfleet_agent.runtime import Runtime
 from nixfleet_agent.service_manager import ServiceManager
-from nixfleet_agent.status import document, one_line
+from nixfleet_agent.status import CONFIGURED, document, one_line
 from nixfleet_agent.supervision import keep_going
 from nixfleet_agent.telemetry import Telemetry
 from nixfleet_agent.workers.activation import ActivationWorker
@@ -47,7 +48,8 @@ from nixfleet_agent.workers.intent import DocumentCache, IntentWorker
 from nixfleet_agent.workers.outbound import OutboundWorker
 from state_machine.events import Booted, Poked, ProbesDeclared, QuarantineCleared
 from state_machine.state import State
-from state_machine.values import Closure, SwitchMethod, is_closure
+from state_machine.values import Closure, SwitchMethod, WallMs, is_closure
+from wire.timestamps import format_rfc3339
 
 assert lean  # imported for what it keeps out, before anything imports httpx
 CLOSE_WITHIN_S: Final = 1.0
@@ -141,7 +143,7 @@ async def _run_with(
     with trio.move_on_after(CLOSE_WITHIN_S):
         await parts.desk.uplink.close()
     if opened.reborn:
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+        os.execv(sys.executable, child.same_command())
     return exit_status
 
 
@@ -264,7 +266,8 @@ async def _answer(parts: Parts, request: Mapping[str, Any]) -> dict[str, Any]:
             state = parts.runtime.state()
             said = document(state.known, state.session, now())
             said["contact"]["causes"] = dict(parts.telemetry.causes)
-            return {**said, "tags": list(parts.config.tags), "journal_error": parts.telemetry.journal_stuck}
+            said |= {"tags": list(parts.config.tags), "journal_error": parts.telemetry.journal_stuck}
+            return {**said, "process": _process(parts), "configured": _configured(parts.config)}
         case "poke":
             await _poke(parts)
             return {"ok": True}
@@ -272,6 +275,17 @@ async def _answer(parts: Parts, request: Mapping[str, Any]) -> dict[str, Any]:
             return await _clear_quarantine(parts, request)
         case _:
             return {"error": "unknown request"}
+
+
+def _process(parts: Parts) -> dict[str, Any]:
+    at = now()
+    started = WallMs(at.wall_ms - max(0, at.mono_ms - parts.telemetry.started_mono_ms))
+    return {"pid": os.getpid(), "since": format_rfc3339(started)}
+
+
+def _configured(config: Config) -> dict[str, str]:
+    """What somebody who looks at this host from beside the daemon must look at too."""
+    return {name: str(getattr(config, name) or "") for name in CONFIGURED}
 
 
 async def _clear_quarantine(parts: Parts, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -309,7 +323,7 @@ def make_platform(config: Config) -> Platform:
         work=str(config.state_dir / "activation"),
     )
     method = SwitchMethod.DRY_RUN if config.dry_run else config.switch_method
-    return platform_for(method, paths=paths, store=_store(config, paths))
+    return platform_for(method, paths=paths, store=_store(config, paths), components=chosen(config.defer_for))
 
 
 def _gc_roots(config: Config) -> str:

@@ -4,6 +4,8 @@ import contextlib
 import os
 from pathlib import Path
 
+from evidence.regular_files import read_start
+
 
 def write_atomically(path: Path, data: bytes, *, mode: int = 0o600) -> None:
     """Write `data` so that a reader, or a boot after a power cut, sees the old file or the new one.
@@ -37,9 +39,12 @@ def sync_directory(directory: Path) -> None:
 
 
 def read_limited(path: Path, limit: int) -> bytes | None:
-    """At most `limit` + 1 bytes of the file (so that a longer one is seen to be), or None when there is none."""
+    """At most `limit` + 1 bytes of the file (so that a longer one is seen to be), or None when there is none.
+
+    Raises:
+        OSError: as `evidence.regular_files.open_regular`.
+    """
     try:
-        with open(path, "rb") as file:
-            return file.read(limit + 1)
+        return read_start(path, limit)
     except FileNotFoundError:
         return None

@@ -11,6 +11,8 @@ from typing import Final
 
 import attrs
 
+from nixfleet_agent.activation.inhibitors import COMPONENTS, DEFAULT
+
 
 class Kind(enum.Enum):
     """What the text of an option means."""
@@ -106,6 +108,11 @@ OPTIONS: Final[tuple[Option, ...]] = (
             "/proc/sys/kernel/random/boot_id"),
     _option("switch_method", Kind.CHOICE, "How a switch is run: in a transient unit, or in a session of its own.",
             "auto", choices=("auto", "systemd-run", "detached", "darwin-activate")),
+    _option(
+        "defer_for", Kind.LIST,
+        f"What waits for a reboot when it differs: {', '.join(COMPONENTS)}; or none. Repeatable, or with commas.",
+        ",".join(DEFAULT), choices=(*COMPONENTS, "none"),
+    ),
 )  # fmt: skip
 
 BY_FLAG: Final[Mapping[str, Option]] = {option.flag: option for option in OPTIONS}
@@ -124,8 +131,12 @@ def from_environment(environ: Mapping[str, str]) -> Raw:
     for option in OPTIONS:
         text = next((environ[name] for name in option.variables if environ.get(name)), None)
         if text is not None:
-            raw[option.name] = tuple(text.split(",")) if option.kind is Kind.LIST else (text,)
+            raw[option.name] = _texts(option, text)
     return raw
+
+
+def _texts(option: Option, text: str) -> tuple[str, ...]:
+    return tuple(text.split(",")) if option.kind is Kind.LIST else (text,)
 
 
 def read_plain(argv: Sequence[str]) -> Raw | None:
@@ -144,7 +155,7 @@ def read_plain(argv: Sequence[str]) -> Raw | None:
             if value is None or value.startswith("--"):
                 return None
             text = value
-        raw[option.name] = (*raw.get(option.name, ()), text) if option.kind is Kind.LIST else (text,)
+        raw[option.name] = (*(raw.get(option.name, ()) if option.kind is Kind.LIST else ()), *_texts(option, text))
     return raw
 
 

@@ -4,28 +4,35 @@ import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import trio
 
+from evidence.canonical import parse
 from evidence.errors import EvidenceError
 from evidence.host_key import load_host_key
 from evidence.trust import load_trust, unusable_keys
 from nixfleet_agent import identity, lean
+from nixfleet_agent.activation.paths import read_boot_id
 from nixfleet_agent.clock import now
-from nixfleet_agent.config import Config, examine
+from nixfleet_agent.config import Config, examine, systemd_obeys
 from nixfleet_agent.errors import ConfigurationError
+from nixfleet_agent.files import read_limited
 from nixfleet_agent.health_checks import load_probes
-from nixfleet_agent.options import Raw
+from nixfleet_agent.options import BY_NAME, Raw
 from nixfleet_agent.tls import client_context, server_context
+from nixfleet_agent.workers.certificate import TOKEN_LIMIT
+from state_machine.values import HostName, SwitchMethod
 from wire.timestamps import format_rfc3339
 
 assert lean
+BOOT_ID: Final = BY_NAME["boot_id_file"].default
 
 
 def problems(raw: Raw) -> list[str]:
     """A line for each problem, naming the flag and the way out; empty when there is none."""
     config, found = examine(raw)
-    checks: tuple[Callable[[Config], None], ...] = (_keys, _trust, _identity, _probes, _state_dir)
+    checks: tuple[Callable[[Config], None], ...] = (_keys, _trust, _identity, _probes, _state_dir, _places, _method)
     return [*found, *(line for check in checks for line in _outcome(check, config))]
 
 
@@ -85,12 +92,26 @@ def _enrolment(config: Config, client_cert: Path) -> None:
     token = config.bootstrap_token_file
     if token is None:
         found.append("--client-cert does not exist, and there is no --bootstrap-token-file to enrol with")
-    elif not os.access(token, os.R_OK):
-        found.append(f"--bootstrap-token-file: {token} cannot be read; mint one with `nixfleet mint-token`")
+    elif (problem := _problem_with_token(token)) is not None:
+        found.append(f"--bootstrap-token-file: {token} {problem}; mint one with `nixfleet mint-token`")
+    if config.client_key != config.ssh_host_key_file:
+        trio.run(identity.make_csr, config.machine_id or HostName("host"), config.client_key)
     if not os.access(_existing(client_cert.parent), os.W_OK):
         found.append(f"--client-cert: {client_cert.parent} is not writable, so enrolment could not keep a certificate")
     if found:
         raise ConfigurationError(problems=tuple(found))
+
+
+def _problem_with_token(path: Path) -> str | None:
+    try:
+        data = read_limited(path, TOKEN_LIMIT)
+        if data is None:
+            return "does not exist"
+        return None if isinstance(parse(data, limit=TOKEN_LIMIT), dict) else "holds no token"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
+    except EvidenceError:
+        return "holds no token"
 
 
 def _probes(config: Config) -> None:
@@ -103,8 +124,39 @@ def _state_dir(config: Config) -> None:
         raise ConfigurationError(problems=(f"--state-dir: {config.state_dir} is not a directory this user can write",))
 
 
+def _places(config: Config) -> None:
+    """The host's own links and files: absent ones are for the first switch to make, others must be what they should."""
+    found = []
+    for flag, link in (
+        ("--profile", config.profile),
+        ("--current-system", config.current_system),
+        ("--booted-system", config.booted_system),
+    ):
+        if os.path.lexists(link) and not os.path.islink(link):
+            found.append(f"{flag}: {link} is no link; name the link to a system, or a path where one can be made")
+        elif not os.path.isdir(_existing(link.parent)):
+            found.append(f"{flag}: {link} cannot be: {_existing(link.parent)} is no directory")
+    if not read_boot_id(str(config.boot_id_file)):
+        found.append(f"--boot-id-file: {config.boot_id_file} tells nothing; the kernel's is {BOOT_ID}")
+    if os.path.lexists(config.switch_lock) and not os.path.isfile(config.switch_lock):
+        found.append(f"--switch-lock: {config.switch_lock} is not a file")
+    elif not os.path.isdir(_existing(config.switch_lock.parent)):
+        found.append(f"--switch-lock: {config.switch_lock} cannot be: {_existing(config.switch_lock)} is no directory")
+    for flag, directory in (("--store-dir", config.store_dir), ("--store-root", config.store_root)):
+        if directory is not None and (os.path.islink(directory) or not os.path.isdir(_existing(directory))):
+            found.append(f"{flag}: {directory} is not a directory; name the store's own")
+    if found:
+        raise ConfigurationError(problems=tuple(found))
+
+
+def _method(config: Config) -> None:
+    if config.switch_method is SwitchMethod.SYSTEMD_RUN and not systemd_obeys():
+        problem = "--switch-method: systemd-run needs root on a host that runs systemd; detached needs neither"
+        raise ConfigurationError(problems=(problem,))
+
+
 def _existing(path: Path) -> Path:
     """The nearest ancestor that exists."""
-    while not path.exists() and path != path.parent:
+    while not os.path.lexists(path) and path != path.parent:
         path = path.parent
     return path

@@ -375,9 +375,9 @@ class Agent:
         """Every switch that was ever begun here, in order: the closures."""
         return [line.split()[1] for line in self.host.runs() if line.startswith("switch ")]
 
-    def current(self) -> str:
+    def current(self) -> Closure:
         """The closure behind the link to the running system."""
-        return os.path.basename(os.readlink(self.host.paths.current_system))
+        return Closure(os.path.basename(os.readlink(self.host.paths.current_system)))
 
     @property
     def journal(self) -> Path:

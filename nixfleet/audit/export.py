@@ -16,9 +16,10 @@ import attrs
 
 from evidence.canonical import ARTIFACT_LIMIT, CanonicalError, parse
 from evidence.chain import ENTRY_LIMIT, SealedEntry
+from evidence.regular_files import open_regular, read_whole
 from evidence.ssh_format import SshFormatError, parse_openssh_public
 from nixfleet.errors import ConfigurationError, StoppedError
-from nixfleet.files import read_bytes
+from nixfleet.files import LIMIT, read_bytes
 from wire.json_value import JsonObject
 
 ENTRIES: Final = "entries.jsonl"
@@ -68,7 +69,7 @@ class Export:
         Raises:
             BrokenError: a line cannot be read as one.
         """
-        with (self.directory / ENTRIES).open("rb") as file:
+        with open_regular(self.directory / ENTRIES) as file:
             number = 0
             while line := file.readline(_LINE_LIMIT + 1):
                 number += 1
@@ -93,7 +94,7 @@ class Export:
         """The bytes and the signature filed under a digest, or None when they are not in the export."""
         path = self.directory / ARTIFACTS / f"{digest}.json"
         try:
-            with path.open("rb") as file, path.with_name(path.name + ".sig").open("rb") as signature:
+            with open_regular(path) as file, open_regular(path.with_name(path.name + ".sig")) as signature:
                 return file.read(ARTIFACT_LIMIT + 1), signature.read(_LINE_LIMIT)
         except FileNotFoundError:
             return None
@@ -101,11 +102,12 @@ class Export:
     def text(self, name: str) -> str | None:
         """A small file of the export, or None when it is not there."""
         path = self.directory / name
-        return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else None
+        return read_whole(path, LIMIT).decode("utf-8", "replace") if path.is_file() else None
 
     def content(self) -> bytes:
         """The whole of `entries.jsonl`, which its SSH signature covers."""
-        return read_bytes(self.directory / ENTRIES, "journal export")
+        path = self.directory / ENTRIES
+        return read_bytes(path, "journal export", path.stat().st_size)
 
 
 def find_exports(paths: Iterable[Path]) -> list[Path]:

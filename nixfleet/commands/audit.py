@@ -42,11 +42,11 @@ def verify(
     that every switch was to what a manifest gave the host, verified again from the manifest's bytes. Ends with 1 at
     the first entry that does not hold, and names it.
     """
+    trusts = [read_roots(path) for path in trust_file]
+    public = read_public(host_key) if host_key is not None else None
     exports = find_exports(paths)
     if host_key is not None and len(exports) > 1:
         raise click.UsageError(f"--host-key is one host's key, but there are {len(exports)} exports")
-    trusts = [read_roots(path) for path in trust_file]
-    public = read_public(host_key) if host_key is not None else None
     proofs = [prove(open_export(path), host_key=public, trusts=trusts) for path in exports]
     if as_json:
         print_json({"hosts": [_document(proof) for proof in proofs], "ok": all(_holds(proof) for proof in proofs)})

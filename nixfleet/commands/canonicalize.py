@@ -7,6 +7,8 @@ import click
 
 from evidence.canonical import ARTIFACT_LIMIT, CanonicalError, parse
 from evidence.canonical import canonicalize as canonical_bytes
+from evidence.regular_files import read_start
+from nixfleet.files import read_bytes
 
 
 @click.command()
@@ -19,10 +21,16 @@ def canonicalize(ctx: click.Context, file: Path) -> None:
     64, more than 8 MiB. Exit status 1 then, and the reason first on standard error.
     """
     try:
-        with click.open_file(str(file), "rb") as source:
-            content = canonical_bytes(parse(source.read(ARTIFACT_LIMIT + 1)))
+        content = canonical_bytes(parse(_content(file)))
     except CanonicalError as error:
         click.echo(f"{error.reason}: {error.detail}", err=True)
         ctx.exit(1)
     sys.stdout.buffer.write(content)
     sys.stdout.buffer.flush()
+
+
+def _content(file: Path) -> bytes:
+    if str(file) == "-":
+        return sys.stdin.buffer.read(ARTIFACT_LIMIT + 1)
+    # A pipe is read as long as somebody writes to it: `nixfleet canonicalize <(curl ...)`.
+    return read_bytes(file, "document") if file.is_fifo() else read_start(file, ARTIFACT_LIMIT)

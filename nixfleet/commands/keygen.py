@@ -29,16 +29,19 @@ _ALGORITHM = options.MemberType(Algorithm)
 @click.option(
     "--san",
     "server_names",
+    type=options.SERVER_NAME,
     multiple=True,
     default=_DEFAULTS.server_names,
     help="Host name or address of the control plane; may be repeated.",
 )
-@click.option("--operator", default=_DEFAULTS.operator, help="Name in the operator's certificate.")
-@click.option("--cache-name", default=_DEFAULTS.cache_name, help="Name of the binary cache's key.")
-@click.option("--ca-days", type=click.IntRange(min=1), default=_DEFAULTS.ca_days, help="Validity of the CA.")
 @click.option(
-    "--days", type=click.IntRange(min=1), default=_DEFAULTS.leaf_days, help="Validity of the certificates under it."
+    "--operator", type=options.CERTIFICATE_NAME, default=_DEFAULTS.operator, help="Name in the operator's certificate."
 )
+@click.option(
+    "--cache-name", type=options.CACHE_NAME, default=_DEFAULTS.cache_name, help="Name of the binary cache's key."
+)
+@click.option("--ca-days", type=options.DAYS, default=_DEFAULTS.ca_days, help="Validity of the CA.")
+@click.option("--days", type=options.DAYS, default=_DEFAULTS.leaf_days, help="Validity of the certificates under it.")
 @options.as_json
 @click.pass_context
 def keygen(

@@ -32,7 +32,7 @@ def list_machines(endpoint: Endpoint, as_json: bool) -> None:
 
 
 @machines.command()
-@click.argument("hostname")
+@click.argument("hostname", type=options.HOST)
 @click.option("--note", "remark", default="", help="What it is, where it stands.")
 @to_control_plane
 @options.as_json

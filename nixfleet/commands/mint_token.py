@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 from pathlib import Path
 
 import click
@@ -10,7 +11,7 @@ from evidence.host_key import fingerprint as fingerprint_of
 from evidence.ssh_format import SshFormatError, parse_openssh_public
 from nixfleet.clock import wall_now
 from nixfleet.commands import options, signing
-from nixfleet.errors import ConfigurationError, ExistsError
+from nixfleet.errors import ConfigurationError, ExistsError, NoDirectoryError
 from nixfleet.files import PRIVATE, create_file, read_bytes
 from nixfleet.keys import tokens
 from nixfleet.keys.hints import about_host
@@ -27,7 +28,7 @@ class NotAKeyError(ConfigurationError):
 
 
 @click.command("mint-token")
-@click.option("--hostname", required=True, help="The host that may enrol.")
+@click.option("--hostname", type=options.HOST, required=True, help="The host that may enrol.")
 @click.option("--pubkey", type=options.FILE, help="Its ssh_host_ed25519_key.pub.")
 @click.option("--fingerprint", help="Or base64 of SHA-256 over its raw ed25519 public key.")
 @options.org_root_key
@@ -67,8 +68,8 @@ def mint_token(
     signing.check_trusted(root, signing.org_root_slot(trust_file), "org root key", "orgRootKey")
     ci = signing.ci_signer(ci_key, trust_file)
     # Before the list is touched: a token that cannot be written would leave its nonce behind.
-    if out is not None and out.exists():
-        raise ExistsError(path=out, what="the token")
+    if out is not None:
+        _require_place(out)
     if (hint := about_host(published_document(releases_dir / FLEET), hostname, print_of_key)) is not None:
         note(hint)
     now = wall_now()
@@ -82,6 +83,13 @@ def mint_token(
         return
     create_file(out, text.encode(), PRIVATE)
     note(f"{out}: the token for {hostname}; {listed} nonces are allowed now")
+
+
+def _require_place(out: Path) -> None:
+    if os.path.lexists(out):
+        raise ExistsError(path=out, what="the token")
+    if not (os.path.isdir(out.parent) and os.access(out.parent, os.W_OK | os.X_OK)):
+        raise NoDirectoryError(path=out, what="the token", cause="its directory is not there or not writable")
 
 
 def _fingerprint(pubkey: Path | None, given: str | None) -> str:

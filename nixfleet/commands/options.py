@@ -2,15 +2,20 @@
 
 import enum
 import getpass
+import ipaddress
 import os
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from evidence.documents import is_channel, is_host_name
 from nixfleet.clock import parse_duration_s, wall_now
 from nixfleet.errors import MissingSettingError
-from state_machine.values import WallMs
+from nixfleet.release.description import base_name
+from state_machine.values import WallMs, is_closure
 from wire.timestamps import TimestampError, parse_rfc3339
 
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -39,10 +44,8 @@ class DurationType(click.ParamType[int]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Whole seconds, or a usage error."""
-        if isinstance(value, int):
-            return value
         try:
-            return parse_duration_s(value)
+            return parse_duration_s(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
 
@@ -58,6 +61,43 @@ class MemberType(click.Choice[Any]):
         """The member, or a usage error."""
         return self.members(super().convert(value, param, ctx))
 
+
+class CheckedType(click.ParamType[str]):
+    """Text of one form, which `fits` knows."""
+
+    def __init__(self, name: str, fits: Callable[[str], bool], form: str) -> None:
+        self.name, self._fits, self._form = name, fits, form
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text itself, or a usage error."""
+        text = str(value)
+        if not self._fits(text):
+            self.fail(f"{text[:80]!r} is not {self._form}", param, ctx)
+        return text
+
+
+def _is_server_name(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return is_host_name(text)
+    return True
+
+
+HOST = CheckedType("HOST", is_host_name, "a host name: letters, digits, dots and inner dashes")
+SERVER_NAME = CheckedType("NAME", _is_server_name, "a host name or an address")
+CHANNEL = CheckedType("CHANNEL", is_channel, "a channel's name")
+CLOSURE = CheckedType("CLOSURE", lambda text: is_closure(base_name(text)), "a store path, nor the base name of one")
+COMMIT = CheckedType(
+    "COMMIT", lambda text: re.fullmatch("[0-9a-f]{1,64}", text) is not None, "a commit in hex, as git writes it"
+)
+CERTIFICATE_NAME = CheckedType(
+    "NAME", lambda text: 0 < len(text) <= 64 and text.isprintable(), "a name of 1 to 64 printable characters"
+)
+CACHE_NAME = CheckedType(
+    "NAME", lambda text: re.fullmatch("[A-Za-z0-9._-]{1,128}", text) is not None, "letters, digits, dots and dashes"
+)
+DAYS = click.IntRange(min=1, max=36_500)
 
 INSTANT = InstantType()
 DURATION = DurationType()

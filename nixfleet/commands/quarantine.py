@@ -36,9 +36,9 @@ def list_quarantine(endpoint: Endpoint, as_json: bool) -> None:
 
 
 @quarantine.command()
-@click.option("--channel", help="Only on this channel.")
-@click.option("--closure", help="Only this closure.")
-@click.option("--host", help="Only what this host rolled back.")
+@click.option("--channel", type=options.CHANNEL, help="Only on this channel.")
+@click.option("--closure", type=options.CLOSURE, help="Only this closure.")
+@click.option("--host", type=options.HOST, help="Only what this host rolled back.")
 @click.option("--all", "everything", is_flag=True, help="Whatever is quarantined anywhere.")
 @to_control_plane
 def clear(endpoint: Endpoint, channel: str | None, closure: str | None, host: str | None, everything: bool) -> None:

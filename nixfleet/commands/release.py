@@ -50,7 +50,11 @@ def _show_example(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
 )
 @options.ci_key
 @options.releases_dir
-@click.option("--commit", help="The commit, in hex, that rollouts are named after.  [default: git's HEAD, else a hash]")
+@click.option(
+    "--commit",
+    type=options.COMMIT,
+    help="The commit, in hex, that rollouts are named after.  [default: git's HEAD, else a hash]",
+)
 @click.option("--new-rollout", is_flag=True, help="Open new rollouts even when nothing changes for any host.")
 @click.option("--refresh", is_flag=True, help="Sign what is published once more, unchanged; needs no description.")
 @options.trust_file

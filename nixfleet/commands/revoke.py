@@ -17,7 +17,7 @@ from wire.timestamps import format_rfc3339
 
 
 @click.command()
-@click.argument("host")
+@click.argument("host", type=options.HOST)
 @click.option("--reason", help="Noted on the list.")
 @click.option("--not-before", type=options.INSTANT, help="Refuse certificates issued before this.  [default: now]")
 @click.option("--revoked-by", help="Who is noted on the list.  [default: the user's name]")

@@ -40,8 +40,13 @@ def list_rollouts(endpoint: Endpoint, as_json: bool) -> None:
 
 @rollout.command()
 @click.argument("rollout_id", metavar="ID")
-@click.option("--host", "only", help="Only this host.")
-@click.option("--limit", type=click.IntRange(min=1), default=10_000, help="How many log entries to read, newest first.")
+@click.option("--host", "only", type=options.HOST, help="Only this host.")
+@click.option(
+    "--limit",
+    type=click.IntRange(min=1, max=1_000_000),
+    default=10_000,
+    help="How many log entries to read, newest first.",
+)
 @to_control_plane
 @options.as_json
 def trace(endpoint: Endpoint, rollout_id: str, only: str | None, limit: int, as_json: bool) -> None:
@@ -66,7 +71,13 @@ def trace(endpoint: Endpoint, rollout_id: str, only: str | None, limit: int, as_
 
 @rollout.command()
 @click.argument("rollout_id", metavar="ID")
-@click.option("--host", "hosts", multiple=True, help="Only this host; may be repeated.  [default: all that can]")
+@click.option(
+    "--host",
+    "hosts",
+    type=options.HOST,
+    multiple=True,
+    help="Only this host; may be repeated.  [default: all that can]",
+)
 @click.option("--reason", required=True, help="Why; kept in the hosts' evidence.")
 @to_control_plane
 @options.as_json

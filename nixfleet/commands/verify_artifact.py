@@ -11,6 +11,7 @@ from evidence.artifacts import verify, verify_fleet, verify_manifest, verify_non
 from evidence.canonical import ARTIFACT_LIMIT
 from evidence.documents import decode
 from evidence.errors import EvidenceError
+from evidence.regular_files import read_start
 from evidence.trust import KeySlot, TrustFileError, load_trust
 from nixfleet.clock import in_words
 from nixfleet.commands import options
@@ -21,7 +22,7 @@ from state_machine.values import Channel, Reason, RolloutId, WallMs
 DEFAULT_WINDOW_S: Final = 2_592_000
 """How old a list or a manifest may be when nobody says: 30 days (protocol section 2.6)."""
 
-_SIGNATURE_READ: Final = 4096
+_SIGNATURE_READ: Final = 4095
 """A signature has 64 bytes; enough to say how long a wrong one is without reading a disk image."""
 
 
@@ -58,7 +59,7 @@ class _RolloutName:
 @options.now
 @click.option(
     "--freshness-window-secs",
-    type=click.IntRange(min=0),
+    type=click.IntRange(min=0, max=10 * 366 * 86_400),
     help="How old it may be.  [default: the widest channel window of a fleet, 30 days for others]",
 )
 @click.option("--rollout-id", help="The rollout that was asked for; the manifest must be of no other.")
@@ -83,7 +84,7 @@ def verify_artifact(
     signature = signature or artifact.with_name(artifact.name + ".sig")
     try:
         slot = _slot(roots_path)
-        data, mark = _content(artifact, ARTIFACT_LIMIT + 1), _content(signature, _SIGNATURE_READ)
+        data, mark = _content(artifact, ARTIFACT_LIMIT), _content(signature, _SIGNATURE_READ)
         check(data, mark, slot, kind, options.instant(now), freshness_window_secs, rollout_id)
     except (EvidenceError, Refusal) as error:
         click.echo(f"{error.reason}: {error.detail}", err=True)
@@ -162,7 +163,6 @@ def _own_window_s(artifact: object) -> int:
 
 def _content(path: Path, limit: int) -> bytes:
     try:
-        with path.open("rb") as file:
-            return file.read(limit)
+        return read_start(path, limit)
     except FileNotFoundError as error:
         raise Refusal(reason=Reason.MISSING, detail=f"there is no {path}") from error

@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from evidence.documents import encode
 from evidence.signature import Algorithm, PublicKey
 from evidence.trust import KeySlot, TrustedKey, TrustRoots
-from nixfleet.errors import ExistsError
+from nixfleet.errors import ExistsError, NoDirectoryError
 from nixfleet.files import PRIVATE, PUBLIC, create_file, sync_directory
 from nixfleet.keys import certificates
 from nixfleet.release.sign import PrivateKey, public_key_of
@@ -88,7 +88,7 @@ def generate_keys(directory: Path, wishes: Wishes, now: WallMs) -> KeySet:
     Raises:
         ExistsError: there is something in the directory already.
     """
-    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    if os.path.lexists(directory) and (not directory.is_dir() or any(directory.iterdir())):
         raise ExistsError(path=directory, what="the new keys")
     org_root, ci_release = Ed25519PrivateKey.generate(), certificates.generate(wishes.ci_algorithm)
     cache_secret, cache_public = _cache_key(wishes.cache_name)
@@ -151,9 +151,12 @@ def _cache_key(name: str) -> tuple[str, str]:
 
 def _write_whole(directory: Path, files: Mapping[str, bytes]) -> None:
     """Write into a directory beside the wanted one, then rename it: a half-made key set never has the name."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
     temporary = directory.with_name(f".{directory.name}.{secrets.token_hex(6)}")
-    temporary.mkdir(mode=0o700)
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir(mode=0o700)
+    except OSError as error:
+        raise NoDirectoryError(path=directory, what="the new keys", cause=error.strerror or str(error)) from error
     try:
         for name, content in files.items():
             create_file(temporary / name, content, PRIVATE if name in SECRETS else PUBLIC)

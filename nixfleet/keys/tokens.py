@@ -8,13 +8,14 @@ import base64
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import attrs
 
 from evidence.artifacts import SCHEMA_VERSION, Verified, verify_nonces, verify_revocations
-from evidence.canonical import canonicalize
+from evidence.canonical import ARTIFACT_LIMIT, canonicalize
 from evidence.documents import encode, is_host_name
+from evidence.regular_files import read_start
 from evidence.signature import Algorithm
 from evidence.tokens import NONCE_SIZE, TOKEN_VERSION, TokenClaims, nonce_entry
 from evidence.trust import KeySlot
@@ -27,6 +28,8 @@ from state_machine.values import HostName, WallMs
 from wire.json_value import JsonObject
 
 SignedList = TypeVar("SignedList", BootstrapNonces, Revocations)
+
+_SIGNATURE_READ: Final = 4096
 
 
 @attrs.frozen(kw_only=True)
@@ -152,4 +155,5 @@ def _read(
     """The list that is there, verified: adding to one that somebody tampered with would sign what they put in."""
     if not path.exists():
         return None
-    return verify(path.read_bytes(), path.with_name(path.name + SIGNATURE).read_bytes(), slot, now)
+    signature = read_start(path.with_name(path.name + SIGNATURE), _SIGNATURE_READ)
+    return verify(read_start(path, ARTIFACT_LIMIT), signature, slot, now)

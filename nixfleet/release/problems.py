@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 import attrs
 
@@ -24,11 +25,13 @@ class DescriptionError(ConfigurationError):
     """The description cannot be released as it is; nothing was written."""
 
     problems: tuple[Problem, ...]
+    path: Path | None = None
 
     def __str__(self) -> str:
         count = len(self.problems)
         lines = "".join(f"\n  {problem}" for problem in self.problems)
-        return f"the fleet description has {count} problem{'s' if count > 1 else ''}:{lines}"
+        where = "" if self.path is None else f" {self.path}"
+        return f"the fleet description{where} has {count} problem{'s' if count > 1 else ''}:{lines}"
 
 
 def unknown(name: str, known: Iterable[str], kind: str) -> str:

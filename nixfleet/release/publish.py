@@ -12,8 +12,9 @@ from typing import Final, cast
 import attrs
 
 from evidence.artifacts import SCHEMA_VERSION, Verified, verify
-from evidence.canonical import CanonicalError, canonicalize, digest, parse
+from evidence.canonical import ARTIFACT_LIMIT, CanonicalError, canonicalize, digest, parse
 from evidence.documents import ShapeError, decode
+from evidence.regular_files import read_start
 from evidence.signature import Algorithm
 from evidence.trust import KeySlot, TrustedKey
 from nixfleet.errors import ConfigurationError, StoppedError
@@ -35,6 +36,8 @@ from state_machine.intent import Meta
 from state_machine.values import RolloutId, WallMs
 from wire.json_value import JsonObject, JsonValue
 from wire.timestamps import format_rfc3339
+
+_SIGNATURE_READ: Final = 4096
 
 _INTENT_OF_A_ROLLOUT: Final = ("hostSet", "healthGate", "disruptionBudgets")
 
@@ -179,7 +182,7 @@ def published_document(path: Path) -> JsonObject | None:
         DamagedError: it is not even an artifact.
     """
     try:
-        document = parse(path.read_bytes())
+        document = parse(read_start(path, ARTIFACT_LIMIT))
         return document if isinstance(document, dict) and decode(_Signed, document) else None
     except FileNotFoundError:
         return None
@@ -249,7 +252,8 @@ def _differs(published: JsonObject | None, document: JsonValue) -> bool:
 
 def _proven(out_dir: Path, name: str, slot: KeySlot, now_ms: WallMs) -> Verified[JsonValue]:
     try:
-        content, signature = (out_dir / name).read_bytes(), (out_dir / (name + SIGNATURE)).read_bytes()
+        content = read_start(out_dir / name, ARTIFACT_LIMIT)
+        signature = read_start(out_dir / (name + SIGNATURE), _SIGNATURE_READ)
     except FileNotFoundError as error:
         raise NothingPublishedError(directory=out_dir) from error
     return verify(content, signature, slot, now_ms)

@@ -48,9 +48,12 @@ def read_description(path: Path) -> Description:
     content = read_bytes(path, "fleet description")
     try:
         document = parse(content) if path.suffix == ".json" else tomllib.loads(content.decode("utf-8"))
-    except (CanonicalError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (CanonicalError, tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise DescriptionError(problems=(Problem(where=str(path), what=str(error)),)) from error
-    return parse_description(document)
+    try:
+        return parse_description(document)
+    except DescriptionError as error:
+        raise attrs.evolve(error, path=path) from error
 
 
 def parse_description(document: Any) -> Description:

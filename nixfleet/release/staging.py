@@ -17,7 +17,7 @@ from typing import Final
 
 import attrs
 
-from nixfleet.errors import StoppedError
+from nixfleet.errors import NoDirectoryError, StoppedError
 from nixfleet.files import create_file, sync_directory
 
 FLEET: Final = "fleet.resolved.json"
@@ -49,8 +49,11 @@ def locked(directory: Path) -> Iterator[None]:
     Raises:
         BusyError: somebody else holds it.
     """
-    directory.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise NoDirectoryError(path=directory, what="signed files", cause=error.strerror or str(error)) from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield

@@ -2,11 +2,13 @@
 
 import contextlib
 import json
+import os
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -14,6 +16,8 @@ from typing import Any, Final
 import pytest
 
 from evidence.host_key import generate_host_key
+from nixfleet_agent.inspection import EXIT_NOT_RUNNING, EXIT_SICK
+from nixfleet_agent.ledger import JOURNAL_NAME
 from tests.agentlab import PATIENCE_S, Agent, AgentFleet
 from tests.cplab import closure
 from tests.liar import Liar
@@ -35,8 +39,34 @@ MEMBERS: Final = {
     "facts_refused",
     "contact",
     "journal_error",
+    "at",
+    "configured",
+    "health",
+    "holds",
+    "problems",
+    "process",
+    "realise_failures",
+    "recent",
+    "trust",
+    "waiting_until",
+    "waiting_until_means",
 }
 """What `status --json` has at least; programs may rely on these."""
+
+
+AS_NOBODY: Final = """
+import os, sys
+from pathlib import Path
+from nixfleet_agent import inspection
+from nixfleet_agent.errors import StateError
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+try:
+    inspection.status(Path(sys.argv[1]))
+except StateError as error:
+    print(error)
+"""
 
 
 def send(agent: Agent, liar: Liar, target: str, **options: Any) -> str:
@@ -76,15 +106,36 @@ def test_a_converged_host_shown_running_and_stopped(fleet: AgentFleet, liar: Lia
         assert agent.stop() == 0
     assert set(said) >= MEMBERS
     assert (said["daemon"], said["system"]["running"], said["rollout"]["phase"]) == ("running", good, "Converged")
-    for word in ("web1", "running", rollout, "Converged", good, "service pass", "contact", "certificate"):
+    for word in (
+        "● web1",
+        "running",
+        rollout,
+        "Converged",
+        good,
+        "✓ service  pass",
+        "Contact",
+        "Certificate: good for",
+    ):
         assert word in text, word
+    assert "the current CI key of" in text
+    assert (said["health"], said["problems"], said["process"]["pid"] > 1) == ("well", [], True)
+    assert len(said["recent"]) == 5
+    assert said["recent"][-1]["said"] == f"{rollout}: converged"
+    assert said["recent"][-1]["said"] in text
     # The same from the journal alone, but for what only a running daemon knows.
-    after = json.loads(succeeded(agent.command("status", "--json")))
+    stopped = agent.command("status", "--json", "-n", "0")
+    assert stopped.returncode == EXIT_NOT_RUNNING
+    after = json.loads(stopped.stdout)
+    assert (after["recent"], after["problems"][0]["what"]) == ([], "not-running")
     assert set(after) >= MEMBERS
     assert (after["daemon"], after["contact"]) == ("not running", None)
-    for member in ("machine_id", "system", "rollout", "quarantine", "outbox", "runs"):
+    for member in ("machine_id", "system", "rollout", "quarantine", "outbox", "runs", "trust"):
         assert after[member] == said[member], member
-    assert "not running" in succeeded(agent.command("status"))
+    text = agent.command("status").stdout
+    assert text.startswith("○ web1")
+    assert "systemctl start nixfleet-agent" in text
+    assert "\x1b[" in agent.command("status", "--color", "always").stdout
+    assert "\x1b[" not in agent.command("status", "--color", "never").stdout
 
     # And the journal itself.
     shown = succeeded(agent.command("journal", "show")).splitlines()
@@ -150,6 +201,47 @@ def test_where_no_agent_has_run_one_line_says_so(fleet: AgentFleet, words: tuple
     [line] = done.stderr.splitlines()
     assert line.startswith("nixfleet-agent: error: ")
     assert str(agent.state_dir) in line
+
+
+def test_a_host_with_trouble_is_told_by_the_exit_status_and_what_to_do(fleet: AgentFleet, liar: Liar) -> None:
+    agent = fleet.agent("web1", liar.url, running=fleet.system())
+    with agent.running():
+        agent.until_settled(send(agent, liar, fleet.system(healthy=False)), "Reverted")
+        done = agent.command("status")
+        said = json.loads(agent.command("status", "--json").stdout)
+    assert done.returncode == EXIT_SICK
+    assert said["health"] == "sick"
+    assert f"quarantine clear {said['rollout']['target']}" in done.stdout
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+@pytest.mark.parametrize("mode", [0o700, 0o755], ids=["the directory", "the journal"])
+def test_a_user_whom_it_does_not_concern_is_told_to_use_sudo(mode: int) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        state = Path(name, "state")
+        state.mkdir(mode=mode)
+        (state / JOURNAL_NAME).touch(mode=0o600)
+        _assert_told_to_use_sudo(state)
+
+
+def _assert_told_to_use_sudo(state: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", AS_NOBODY, str(state)], capture_output=True, text=True, check=False)
+    assert "run `sudo nixfleet-agent status`" in done.stdout, done.stderr
+
+
+def test_a_damaged_journal_that_no_agent_has_open_is_told_with_what_to_do(fleet: AgentFleet, liar: Liar) -> None:
+    agent = fleet.agent("web1", liar.url, running=fleet.system())
+    agent.state_dir.mkdir()
+    agent.journal.write_bytes(b"this is no journal, and never was one" * 100)
+    done = agent.command("status")
+    assert done.returncode == EXIT_NOT_RUNNING
+    assert "is damaged" in done.stdout
+    assert "nixfleet-agent journal begin" in done.stdout
+    # What is barred here cannot be told, which is not the same as nothing.
+    barred = agent.command("quarantine", "list")
+    assert (barred.returncode, barred.stdout) == (1, "")
 
 
 # Doing

@@ -77,7 +77,7 @@ def test_the_control_planes_mirror_is_the_agents_record(fleet: AgentFleet, cp: R
 def test_a_host_that_runs_its_target_already_is_soaked_and_probed_but_not_switched(
     fleet: AgentFleet, cp: Running, agent: Agent
 ) -> None:
-    rollout = fleet.release(cp, {agent.name: agent.current()})  # type: ignore[dict-item]
+    rollout = fleet.release(cp, {agent.name: agent.current()})
     agent.until_settled(rollout, "Converged")
     assert agent.switches() == []
     assert agent.fact_kinds(rollout) == [kind for kind in CLEAN if kind != "ActivationStarted"]

@@ -12,13 +12,13 @@ import httpx
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from control_plane.clock import wall_now
 from evidence.canonical import canonicalize
 from evidence.host_key import generate_host_key
-from state_machine.values import WallMs
+from state_machine.values import HostName, WallMs
 from tests.cplab import Lab, Running, eventually, slot
 
 HOSTS = tuple(f"h{number}" for number in range(30))
@@ -89,7 +89,9 @@ def test_a_certificate_is_for_one_name_and_for_clients_only(cp: Running, lab: La
     usage = extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     assert list(usage) == [ExtendedKeyUsageOID.CLIENT_AUTH]
     assert extensions.get_extension_for_class(x509.BasicConstraints).value.ca is False
-    assert certificate.public_key().public_bytes_raw() == lab.keys[host].public  # type: ignore[union-attr,index]
+    public = certificate.public_key()
+    assert isinstance(public, ed25519.Ed25519PublicKey)
+    assert public.public_bytes_raw() == lab.keys[HostName(host)].public
 
 
 def test_a_request_cannot_make_its_host_an_operator(cp: Running, lab: Lab, host: str) -> None:
@@ -211,9 +213,9 @@ def test_every_certificate_is_in_the_issuance_log(cp: Running, lab: Lab, host: s
 def test_a_host_renews_its_own_name_with_its_own_key_only(cp: Running, lab: Lab, host: str) -> None:
     own = cp.client(host)
     assert own.post("/v1/agent/renew", json={"csrPem": lab.csr(host)}).status_code == 200
-    canonical = lab.csr(host, key=lab.keys[host])  # type: ignore[index]
+    canonical = lab.csr(host, key=lab.keys[HostName(host)])
     assert own.post("/v1/agent/renew", json={"csrPem": canonical}).status_code == 200
-    other = lab.csr("h0" if host != "h0" else "h1", key=lab.keys[host])  # type: ignore[index]
+    other = lab.csr("h0" if host != "h0" else "h1", key=lab.keys[HostName(host)])
     assert refusal(own.post("/v1/agent/renew", json={"csrPem": other})) == (403, "wrong-name")
     rekeyed = lab.csr(host, key=generate_host_key())
     assert refusal(own.post("/v1/agent/renew", json={"csrPem": rekeyed})) == (401, "bad-key")

@@ -505,6 +505,9 @@ class World:
         return None if tracked is None else tracked.record.phase
 
 
+PLAIN_POLICY: Final = TargetPolicy()
+
+
 def make_intent(
     rollout_id: RolloutId,
     target: Closure | None,
@@ -512,7 +515,7 @@ def make_intent(
     signed_at: int,
     channel: Channel = EDGE,
     fleet_signed_at: int | None = None,
-    policy: TargetPolicy = TargetPolicy(),  # noqa: B008
+    policy: TargetPolicy = PLAIN_POLICY,
     window_s: int = WINDOW_S,
 ) -> VerifiedIntent:
     """Intent as the evidence layer hands it in."""

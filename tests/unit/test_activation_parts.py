@@ -10,7 +10,7 @@ from nacl.signing import SigningKey
 from nixfleet_agent.activation.cache_keys import CacheKey, TrustedKeys
 from nixfleet_agent.activation.directory_store import publish
 from nixfleet_agent.activation.errors import CacheKeyError, CacheUrlError, TreeError
-from nixfleet_agent.activation.inhibitors import differing_component
+from nixfleet_agent.activation.inhibitors import COMPONENTS, DEFAULT, chosen, differing_component
 from nixfleet_agent.activation.links import link_atomically
 from nixfleet_agent.activation.nix_store import checked_cache_url, refused_signature
 from nixfleet_agent.activation.paths import Paths, closure_behind, read_boot_id
@@ -71,9 +71,22 @@ def test_components_are_compared_by_what_their_links_lead_to(tmp_path: Path) -> 
         (tmp_path / system / "hop").symlink_to(tmp_path / kernel)
         (tmp_path / system / "kernel").symlink_to("hop")
     a, b, c = (f"{tmp_path}/{system}" for system in "abc")
-    assert differing_component(a, b) is None
-    assert differing_component(a, c) == "kernel"
-    assert differing_component(a, c, {"systemd": "sw/lib/systemd/systemd"}) is None
+    assert differing_component(a, b, COMPONENTS) is None
+    assert differing_component(a, c, COMPONENTS) == "kernel"
+    assert differing_component(a, c, chosen(["systemd", "dbus"])) is None
+    assert differing_component(a, c, {}) is None
+
+
+def test_another_initrd_alone_counts_only_where_it_was_asked_for(tmp_path: Path) -> None:
+    for system in "ab":
+        (tmp_path / system).mkdir()
+        for name in COMPONENTS:
+            place = tmp_path / system / COMPONENTS[name]
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(tmp_path / (system if name == "initrd" else "same") / name)
+    a, b = (f"{tmp_path}/{system}" for system in "ab")
+    assert differing_component(a, b, chosen(DEFAULT)) is None
+    assert differing_component(a, b, chosen([*DEFAULT, "initrd"])) == "initrd"
 
 
 # --- cache addresses ------------------------------------------------------------------------------------------------

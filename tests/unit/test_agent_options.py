@@ -17,7 +17,7 @@ GOOD: Raw = {
     "machine_id": ("node1",),
     "client_cert": ("/var/lib/cert.pem",),
 }
-texts = st.text(alphabet="abcXYZ019./:_@", min_size=1, max_size=12)
+texts = st.text(alphabet="abcXYZ019./:_@,", min_size=1, max_size=12)
 
 
 def value_for(kind: Kind) -> st.SearchStrategy[str]:
@@ -95,6 +95,27 @@ def test_every_mistake_is_told_at_once() -> None:
     for flag in ("--metrics-port", "--log-format", "--client-cert"):
         assert flag in said
     assert "--allow-insecure" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        ([], ("dbus", "systemd", "kernel", "kernel-modules")),
+        (["--defer-for", "kernel,initrd"], ("kernel", "initrd")),
+        (["--defer-for", "kernel", "--defer-for=initrd"], ("kernel", "initrd")),
+        (["--defer-for", "none"], ()),
+    ],
+)
+def test_what_waits_for_a_reboot_can_be_chosen(words: list[str], names: tuple[str, ...]) -> None:
+    raw = read_plain(words)
+    assert raw is not None
+    assert read_config({**GOOD, **raw}).defer_for == names
+
+
+@pytest.mark.parametrize("text", ["init", "none,kernel", "", " , ", "Kernel"])
+def test_what_waits_for_a_reboot_must_be_known(text: str) -> None:
+    _, [problem] = examine({**GOOD, "defer_for": tuple(text.split(","))})
+    assert problem.startswith("--defer-for (NIXFLEET_AGENT_DEFER_FOR): ")
 
 
 def test_http_is_allowed_only_with_allow_insecure() -> None:

@@ -148,7 +148,7 @@ def test_another_configuration_file_may_be_named_by_a_variable(home: Path, capfd
             "nixfleet: the CI release key is not set: give --ci-key, set NIXFLEET_CI_KEY, or",
         ),
         (["status"], 2, "nixfleet: the control plane's URL is not set: give --control-plane-url, set NIXFLEET_CONTR"),
-        (["keygen", "--out", "/proc/x/y"], 1, "nixfleet: No such file or directory: /proc/x"),
+        (["keygen", "--out", "/proc/x/y"], 1, "nixfleet: /proc/x/y cannot be made for the new keys (No such file"),
         (["mint-token", "--hostname", "a"], 2, "nixfleet: give --pubkey or --fingerprint, one of the two"),
         (["mint-token", "--hostname", "a", "--validity", "1y"], 2, "nixfleet: Invalid value for '--validity': '1y'"),
         (["audit", "verify"], 2, "nixfleet: Missing argument 'PATH...'"),
@@ -167,7 +167,7 @@ def test_a_description_with_many_mistakes_is_listed_line_by_line(home: Path, cap
     (home / "fleet.toml").write_text("[hosts]\n[channels.x]\n")
     assert run(["release", str(home / "fleet.toml"), "--dry-run"]) == 2
     assert capfd.readouterr().err.splitlines() == [
-        "nixfleet: the fleet description has 2 problems:",
+        f"nixfleet: the fleet description {home}/fleet.toml has 2 problems:",
         "  channels.x.rolloutPolicy: is missing",
         "  channels.x.freshnessWindow: is missing",
     ]

@@ -83,7 +83,7 @@ def test_a_dispatch_keeps_hostile_texts_for_the_core_to_refuse_by_name() -> None
 
 
 def test_the_heartbeat_of_another_agent_is_understood() -> None:
-    text = '{"hostname":"node7","current_closure":"%s","at":"2026-06-01T10:03:00+00:00"}' % NEW  # noqa: UP031
+    text = f'{{"hostname":"node7","current_closure":"{NEW}","at":"2026-06-01T10:03:00+00:00"}}'
     request = decode(HeartbeatRequest, json.loads(text))
     assert request == HeartbeatRequest(hostname=NODE7, current_closure=NEW, at=WallMs(1_780_308_180_000))
 
