@@ -39,11 +39,12 @@ from state_machine.values import Closure, HostName, RolloutId
 from tests.cplab import Lab
 from tests.system import promises, rendering
 from tests.system.generations import Foundry, Generation
-from tests.system.host import CHECKOUT, Host
+from tests.system.host import CHECKOUT, Host, seen_by_all
 from tests.system.jitter import linger
 from tests.system.network import Switch, network
 
 T = TypeVar("T")
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 FactKind = TypeVar("FactKind", bound=Fact)
 
 PATIENCE_S: Final = 120.0
@@ -56,6 +57,12 @@ CACHE: Final = "cache.service"
 CP_HOST: Final = "cp"
 METRICS_PORT: Final = 9101
 FIRST: Final = Generation(version="1")
+
+
+def samples(text: str) -> Samples:
+    """What a program serves to Prometheus: name and labels to value."""
+    families = text_string_to_metric_families(text)
+    return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
 
 
 class Machine(Host):
@@ -130,6 +137,14 @@ class Machine(Host):
         log = await self.journal_of("nixfleet-*")
         raise AssertionError(f"{self.name}: no {path} with {text!r}, but {self.read(path)!r}\n{log}")
 
+    async def until_any(self, pattern: str) -> None:
+        """Some file of the host has such a name."""
+        with trio.move_on_after(PATIENCE_S):
+            while not any(self.disk.glob(pattern.lstrip("/"))):
+                await trio.sleep(0.05)
+            return await linger()
+        raise AssertionError(f"{self.name}: no {pattern}\n{await self.journal_of('nixfleet-*')}")
+
     async def web_version(self) -> str:
         """What the host's service says it is; empty when it does not answer."""
         return await self.attempt("curl", "--silent", "--max-time", "2", "http://127.0.0.1:8000/version")
@@ -169,6 +184,15 @@ class Machine(Host):
         for name in ("stop-at", "stopped", "pause-at", "paused"):
             (self.disk / "var/lib/lab" / name).unlink(missing_ok=True)
 
+    def processes(self, word: str) -> list[int]:
+        """The host's processes with this in their command line, by the numbers they have there."""
+        found = []
+        for entry in (self.live / "proc").iterdir():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if entry.name.isdigit() and word in (entry / "cmdline").read_bytes().decode("utf-8", "replace"):
+                    found.append(int(entry.name))
+        return found
+
     def switches(self) -> list[str]:
         """Every time a system's `switch-to-configuration` went to work: verb and closure."""
         return self.read("/var/lib/lab/switches").splitlines()
@@ -201,11 +225,9 @@ class Machine(Host):
         """The agent's own record of a rollout."""
         return self.known().rollouts[RolloutId(rollout)].record
 
-    async def metrics(self) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    async def metrics(self) -> Samples:
         """Every sample that the agent serves."""
-        text = await self.run("curl", "--silent", "--show-error", f"http://127.0.0.1:{METRICS_PORT}/metrics")
-        families = text_string_to_metric_families(text)
-        return {(s.name, frozenset(s.labels.items())): s.value for family in families for s in family.samples}
+        return samples(await self.run("curl", "--silent", "--show-error", f"http://127.0.0.1:{METRICS_PORT}/metrics"))
 
     async def metric(self, name: str, **labels: str) -> float | None:
         """One sample."""
@@ -250,9 +272,13 @@ class SystemFleet:
         waves: Sequence[Sequence[str]] | None = None,
         soak_secs: int = 0,
         commit: str | None = None,
+        new_rollout: bool = False,
         **policy: Any,
     ) -> RolloutId:
-        """`nixfleet release` of these targets, as CI runs it; the rollout's id. Hosts without a target keep theirs."""
+        """`nixfleet release` of these targets, as CI runs it; the rollout's id. Hosts without a target keep theirs.
+
+        A release that changes nobody's target opens no rollout, unless it is told to.
+        """
         self.commits += 1
         described = rendering.description(
             {host: self.lab.keys[HostName(host)].openssh_public for host in self.machines},
@@ -267,6 +293,7 @@ class SystemFleet:
             "release", str(path), *closures, "--ci-key", str(self.root / "ci.pem"), "--commit",
             commit or f"{self.commits:04x}c0ffee", "--releases-dir", str(self.lab.artifacts), "--trust-file",
             str(self.lab.path("trust.json")), "--json",
+            *(["--new-rollout"] if new_rollout else []),
         )  # fmt: skip
         await self.refresh()
         return RolloutId(json.loads(answer)["rollouts"][0])
@@ -325,10 +352,10 @@ class SystemFleet:
         """The control plane holds a host because of this gate; its words."""
         row: dict[str, Any] = {}
         with trio.move_on_after(PATIENCE_S):
-            while not (row.get("held_by") or "").startswith(f"{gate}: "):
+            while not (row.get("heldBy") or "").startswith(f"{gate}: "):
                 await trio.sleep(0.1)
                 row = (await self.rows(rollout)).get(host, {})
-            return str(row["held_by"])
+            return str(row["heldBy"])
         raise AssertionError(f"{host} is not held by {gate} in {rollout}: {row}")
 
     async def refresh(self) -> None:
@@ -346,10 +373,25 @@ class SystemFleet:
                     await trio.sleep(0.1)
         raise AssertionError(f"the control plane does not answer:\n{await self.cp.journal_of(CONTROL_PLANE)}")
 
+    async def cp_metrics(self) -> Samples:
+        """Every sample that the control plane serves."""
+        async with httpx.AsyncClient(verify=self.lab.tls("operator"), trust_env=False) as client:
+            return samples((await client.get(f"{self.url}/metrics")).text)
+
     async def told(self, rollout: str, host: str) -> list[str]:
         """The kinds of the facts that the control plane has from a host, in order."""
         rows = (await self.operator(f"/v1/rollouts/{rollout}/events"))["events"]
         return [row["payload"]["kind"] for row in rows if row["kind"] == "agent_event" and row["host"] == host]
+
+    async def until_told(self, rollout: str, host: str) -> None:
+        """The control plane has all the facts of a host's journal, in order, each once."""
+        told: list[str] = []
+        machine = self.machines[host]
+        with trio.move_on_after(PATIENCE_S):
+            while (told := await self.told(rollout, host)) != machine.fact_kinds(rollout):
+                await trio.sleep(0.2)
+            return
+        raise AssertionError(f"{host} has {machine.fact_kinds(rollout)} of {rollout}, but was heard to say {told}")
 
     # All hosts at once
 
@@ -383,13 +425,32 @@ class SystemFleet:
         The journal is whole, signed by the host's key, and traces each switch to a manifest that the trust file vouches
         for; no promise is broken in it; the control plane has each of its facts once, in order; metrics tell the same.
         """
+        told = await self._told_by_all() if self.cp.pid is not None else {}
         for name in tuple(hosts) or tuple(name for name, machine in self.machines.items() if machine.pid is not None):
             machine = self.machines[name]
             await self._audit_evidence(machine)
             records, known = machine.records(), machine.known()
             broken = list(promises.problems(records, known))
             assert not broken, f"{name}: {broken}"
+            self._audit_told(machine, told)
             await self._audit_metrics(machine, known)
+
+    async def _told_by_all(self) -> dict[tuple[str, str], list[tuple[int, str]]]:
+        """What the control plane has: rollout and host to numbers and kinds of facts, in its order."""
+        told: dict[tuple[str, str], list[tuple[int, str]]] = {}
+        for rollout in (await self.operator("/v1/rollouts"))["rollouts"]:
+            name = rollout["rolloutId"]
+            for row in (await self.operator(f"/v1/rollouts/{name}/events?limit=100000"))["events"]:
+                if row["kind"] == "agent_event":
+                    told.setdefault((name, row["host"]), []).append((row["payload"]["seq"], row["payload"]["kind"]))
+        return told
+
+    def _audit_told(self, machine: Machine, told: Mapping[tuple[str, str], list[tuple[int, str]]]) -> None:
+        for (rollout, host), facts in told.items():
+            if host == machine.name:
+                known = [(fact.seq, type(fact).__name__) for fact in machine.facts(rollout)]
+                meant = [fact for fact in known if facts[0][0] <= fact[0] <= facts[-1][0]]
+                assert facts == meant, f"{host} {rollout}: the control plane has {facts}, the journal {known}"
 
     async def _audit_evidence(self, machine: Machine) -> None:
         exported = self.root / f"audit-{machine.name}"
@@ -468,12 +529,26 @@ def _provision_control_plane(fleet: SystemFleet, flags: Mapping[str, Any]) -> No
     cp.put("/etc/hosts", _hosts_file(fleet))
     for name in ("ca.pem", "ca-key.pem", "server.pem", "server-key.pem", "trust.json"):
         cp.put(f"/etc/nixfleet/cp/{name}", lab.path(name).read_text(), 0o600)
+    (cp.disk / "etc/nixfleet/cp/trust.json").chmod(0o644)
+    _add_user(cp, "nixfleet-cp", 980)
+    cp.put(f"/etc/systemd/system.control/{CONTROL_PLANE}.d/lab.conf", rendering.CONTROL_PLANE_DROP_IN)
     for unit, text in rendering.control_plane_units(flags).items():
         cp.put(f"/etc/systemd/system.control/{unit}", text)
         wants = cp.disk / "etc/systemd/system.control/multi-user.target.wants"
         wants.mkdir(parents=True, exist_ok=True)
         (wants / unit).symlink_to(f"../{unit}")
     (fleet.root / "ci.pem").write_bytes(lab.ci.pkcs8_pem())
+
+
+def _add_user(host: Host, name: str, number: int) -> None:
+    """As NixOS does for a service; and it must be able to reach the programs of the tests."""
+    host.put("/etc/passwd", host.read("/etc/passwd") + f"{name}:x:{number}:{number}::/var/empty:/usr/sbin/nologin\n")
+    host.put("/etc/group", host.read("/etc/group") + f"{name}:x:{number}:\n")
+    for place in seen_by_all():
+        for parent in reversed(place.parents):
+            directory = host.disk / str(parent).lstrip("/")
+            directory.mkdir(exist_ok=True)
+            directory.chmod(directory.stat().st_mode | 0o001)
 
 
 def _provision(fleet: SystemFleet, machine: Machine, installed: Closure, *, enrolled: bool) -> None:

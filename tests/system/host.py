@@ -8,6 +8,7 @@ interpreter of the tests are bound into it.
 """
 
 import contextlib
+import functools
 import os
 import shutil
 import signal
@@ -28,6 +29,7 @@ CHECKOUT: Final = Path(__file__).resolve().parents[2]
 _BOOT: Final = Path(__file__).with_name("boot.sh")
 _BOOT_PATIENCE_S: Final = 60.0
 _NAMESPACES: Final = ("--pid", "--mount", "--uts", "--ipc", "--cgroup", "--net", "--fork", "--propagation", "private")
+_IN_CGROUP: Final = ("sh", "-euc", 'echo $$ > "$0/cgroup.procs"; exec "$@"')
 _ENVIRONMENT: Final = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/root",
@@ -39,7 +41,14 @@ class CommandFailedError(AssertionError):
     """A command in a host ended badly."""
 
 
-def _seen_by_all() -> dict[Path, str]:
+@functools.cache
+def _cgroups() -> Path:
+    """Where this machine's cgroups of version 2 are."""
+    mounts = (line.split() for line in Path("/proc/self/mounts").read_text().splitlines())
+    return next(Path(target) for _, target, kind, *_ in mounts if kind == "cgroup2")
+
+
+def seen_by_all() -> dict[Path, str]:
     """What every host sees of the machine, and how: this checkout, and the interpreter that runs it."""
     return dict.fromkeys((CHECKOUT, Path(sys.prefix), Path(sys.base_prefix)), "ro")
 
@@ -103,11 +112,12 @@ class Host:
         assert self.process is None, f"{self.name} is on"
         assert self.disk.exists()
         (self.directory / "boot_id").write_text(f"{uuid4()}\n")
-        shared = [f"{source}={source}={mode}" for source, mode in _seen_by_all().items()]
+        shared = [f"{source}={source}={mode}" for source, mode in seen_by_all().items()]
         shared += [f"{source}={target}=rw" for source, target in self.shared.items()]
         # A test that is killed must not leave machines running.
+        self._cgroup.mkdir(exist_ok=True)
         own = ["setpriv", "--pdeathsig", "KILL", "unshare", "--kill-child", *_NAMESPACES]
-        words = [*own, "bash", str(_BOOT), str(self.directory), self.name, *shared]
+        words = [*_IN_CGROUP, str(self._cgroup), *own, "bash", str(_BOOT), str(self.directory), self.name, *shared]
         with (self.directory / "console").open("ab") as console:
             self.process = self._start(words, console)
         with trio.move_on_after(_BOOT_PATIENCE_S):
@@ -160,10 +170,18 @@ class Host:
         await self.shut_down()
         await self.boot()
 
+    @property
+    def _cgroup(self) -> Path:
+        """The host's own: in one that hosts share, each one's systemd would find the processes of all in its units."""
+        return _cgroups() / f"{self.switch.namespace}-{self.name}"
+
     def _gone(self) -> None:
         if self.process is not None:
             self.process.wait()
         self.process = self.pid = None
+        for directory, _, _ in os.walk(self._cgroup, topdown=False):
+            with contextlib.suppress(OSError):  # the last of its processes may still be on its way out
+                os.rmdir(directory)
 
     def destroy(self) -> None:
         """Off, and the disk is gone."""

@@ -9,18 +9,15 @@ from typing import Any, Final
 from tests.modules.evaluation import NIXOS, NixosEvaluated, evaluate_nixos
 from tests.system.generations import CHECKS, WEB_PORT, WEB_UNIT, Generation
 
-_CP_UNIT: Final = """\
-[Unit]
-Description=The control plane
-After=network-online.target
+_PACKAGES: Final = dict.fromkeys(("nix", "systemd", "coreutils", "util-linux"), "/usr")
+"""Where hosts of the tests have them."""
 
-[Service]
-Type=notify
-Environment=PYTHONDONTWRITEBYTECODE=1
-ExecStart={program} {flags}
-StateDirectory=nixfleet-cp
-Restart=always
-RestartSec=1
+_CONTROL_PLANE: Final = """
+{
+  services.nixfleet-control-plane = builtins.fromJSON ''%(settings)s'' // {
+    package = { type = "derivation"; name = "nixfleet"; outPath = "%(package)s"; };
+  };
+}
 """
 
 _CACHE_UNIT: Final = """\
@@ -39,35 +36,42 @@ def program(name: str) -> str:
     return f"{sys.prefix}/bin/{name}"
 
 
-def flags_of(settings: Mapping[str, Any]) -> str:
-    """Flags by their names with underscores; None drops one, True is a bare flag."""
-    words = []
-    for name, value in settings.items():
-        flag = "--" + name.replace("_", "-")
-        if value is True:
-            words.append(flag)
-        elif value is not None and value is not False:
-            words.append(f"{flag} {value}")
-    return " ".join(words)
+def control_plane_units(changes: Mapping[str, Any]) -> dict[str, str]:
+    """The units of the host `cp`: the control plane as the NixOS module renders it, and the cache.
 
-
-def control_plane_units(flags: Mapping[str, Any]) -> dict[str, str]:
-    """The units of the host `cp`: the control plane, and the cache."""
+    `changes` are options of the module, in the spelling of the flags.
+    """
     settings = {
+        "enable": True,
         "listen": "0.0.0.0:8080",
-        "tls_cert": "/etc/nixfleet/cp/server.pem",
-        "tls_key": "/etc/nixfleet/cp/server-key.pem",
-        "client_ca": "/etc/nixfleet/cp/ca.pem",
-        "fleet_ca_cert": "/etc/nixfleet/cp/ca.pem",
-        "fleet_ca_key": "/etc/nixfleet/cp/ca-key.pem",
-        "trust_file": "/etc/nixfleet/cp/trust.json",
+        "tlsCert": "/etc/nixfleet/cp/server.pem",
+        "tlsKey": "/etc/nixfleet/cp/server-key.pem",
+        "clientCa": "/etc/nixfleet/cp/ca.pem",
+        "fleetCaCert": "/etc/nixfleet/cp/ca.pem",
+        "fleetCaKey": "/etc/nixfleet/cp/ca-key.pem",
         "artifacts": "/srv/releases",
-        "artifact_poll_secs": 1,
-        "require_evidence": True,
-        **flags,
+        "artifactPollSecs": 1,
+        "requireEvidence": True,
+        **{_camel(name): value for name, value in changes.items()},
     }
-    unit = _CP_UNIT.format(program=program("nixfleet-control-plane"), flags=flags_of(settings))
+    config = _CONTROL_PLANE % {"settings": json.dumps(settings), "package": sys.prefix}
+    seen = evaluate_nixos(config, modules=NIXOS, packages=_PACKAGES)
+    assert not seen.assertions, seen.assertions
+    unit = seen.units["nixfleet-control-plane.service"]
     return {"nixfleet-control-plane.service": unit, "cache.service": _CACHE_UNIT.format(python=sys.executable)}
+
+
+def _camel(flag: str) -> str:
+    first, *others = flag.split("_")
+    return first + "".join(word.capitalize() for word in others)
+
+
+CONTROL_PLANE_DROP_IN: Final = """\
+[Service]
+# The interpreter of the tests may lie in a home directory.
+ProtectHome=read-only
+RestartSec=1
+"""
 
 
 def nix_conf(public_key: str) -> str:
@@ -102,9 +106,6 @@ _AGENT: Final = """
   };
 }
 """
-
-_PACKAGES: Final = dict.fromkeys(("nix", "systemd", "coreutils", "util-linux"), "/usr")
-"""Where hosts of the tests have them."""
 
 
 @functools.cache
