@@ -9,6 +9,7 @@ back beyond `not_before_floor`, the instant before which the host's certificates
 import datetime
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -64,7 +65,7 @@ def parse_request(pem: str) -> CertificateRequest:
         cns = csr.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         signed = csr.is_signature_valid
         key = csr.public_key()
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise BadRequestError(problem=f"does not parse: {error}") from error
     if not signed:
         raise BadRequestError(problem="is not signed by the key it carries")
@@ -82,6 +83,7 @@ class Issuer:
     key: CaKey
     names: CanonicalNames
     validity_s: int
+    serial: Callable[[], int] = x509.random_serial_number
 
     def issue(
         self, request: CertificateRequest, machine_id: HostName, now: WallMs, *, not_before_floor: WallMs | None = None
@@ -92,7 +94,7 @@ class Issuer:
             BadRequestError: the machine's name cannot stand in a certificate.
         """
         not_before, not_after = self._validity(now, not_before_floor)
-        serial = x509.random_serial_number()
+        serial = self.serial()
         try:
             builder = self._builder(request, self.names.of(machine_id))
         except ValueError as error:
@@ -143,13 +145,21 @@ _SIGNATURES_ONLY: Final = x509.KeyUsage(
 )
 
 
-def load_issuer(certificate: Path, key: Path, names: CanonicalNames, validity_s: int) -> Issuer:
-    """The issuer from its files.
+def load_issuer(
+    certificate: Path,
+    key: Path,
+    names: CanonicalNames,
+    validity_s: int,
+    serial: Callable[[], int] = x509.random_serial_number,
+) -> Issuer:
+    """The issuer from its files. `serial` gives the numbers of certificates.
 
     Raises:
         UnreadableFileError: a file is missing, not PEM, of a kind that cannot sign, or they do not belong together.
     """
-    issuer = Issuer(certificate=_certificate(certificate), key=_key(key), names=names, validity_s=validity_s)
+    issuer = Issuer(
+        certificate=_certificate(certificate), key=_key(key), names=names, validity_s=validity_s, serial=serial
+    )
     if _public(issuer.certificate.public_key()) != _public(issuer.key.public_key()):
         problem = f"it is not the key of the certificate in {certificate}"
         raise UnreadableFileError(flag="--fleet-ca-key", path=key, problem=problem)

@@ -11,7 +11,8 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Final, TypeAlias, cast
 
 import attrs
@@ -30,6 +31,13 @@ ARTIFACT_LIMIT: Final = 8 * 1024 * 1024
 MAX_DEPTH: Final = 64
 """How many arrays and objects may lie within one another."""
 
+MAX_PARTS: Final = 150_000
+"""How many opening brackets and commas there may be. A reader pays a hundred bytes and more for each, whatever little
+it holds: eight megabytes of `[],` would cost 220. A signed file of ten thousand hosts has some 90,000."""
+
+MAX_TEXT: Final = 16 * 1024 * 1024
+"""How many bytes a document may have once it is text: one, two or four a character, as its widest character asks."""
+
 MAX_INTEGER: Final = 2**53 - 1
 """The largest integer that every JSON reader holds exactly (RFC 7493 section 2.2)."""
 
@@ -40,6 +48,7 @@ _ESCAPE: Final = re.compile(rb"\\.", re.DOTALL)
 _STRING: Final = re.compile(rb'"[^"]*"?')
 _BRACKETS: Final = b"[]{}"
 _NOT_BRACKETS: Final = bytes(byte for byte in range(256) if byte not in _BRACKETS)
+_BIT: Final = 64 * 1024
 _STEPS: Final = bytes.maketrans(b"[{]}", b"\x01\x01\xff\xff")
 _SURROGATE_ESCAPE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 
@@ -60,6 +69,27 @@ class TooLargeError(CanonicalError):
 
     def __str__(self) -> str:
         return f"the document has {self.size} bytes, the limit is {self.limit}"
+
+
+@attrs.frozen(kw_only=True)
+class TooManyPartsError(CanonicalError):
+    """More arrays, objects, items and members than `MAX_PARTS`."""
+
+    reason: ClassVar[Reason] = Reason.TOO_LARGE
+
+    def __str__(self) -> str:
+        return f"the document has more than {MAX_PARTS} opening brackets and commas"
+
+
+@attrs.frozen(kw_only=True)
+class TooWideError(CanonicalError):
+    """A long document with a character beyond U+FFFF, such as an emoji: every character of it then takes four bytes."""
+
+    reason: ClassVar[Reason] = Reason.TOO_LARGE
+    characters: int
+
+    def __str__(self) -> str:
+        return f"a document of {self.characters} characters is too long to have one beyond U+FFFF, such as an emoji"
 
 
 @attrs.frozen(kw_only=True)
@@ -137,10 +167,11 @@ def parse(data: bytes, *, limit: int = ARTIFACT_LIMIT) -> JsonValue:
     """
     if len(data) > limit:
         raise TooLargeError(size=len(data), limit=limit)
-    if _deeper_than_allowed(data):
-        raise TooDeepError()
+    _check_brackets(data)
     try:
         text = data.decode("utf-8")
+        if sys.getsizeof(text) > MAX_TEXT:
+            raise TooWideError(characters=len(text))
         value = json.loads(
             text,
             object_pairs_hook=_object,
@@ -163,10 +194,12 @@ def canonicalize(value: JsonLike) -> bytes:
     Raises:
         CanonicalError: a subclass that names why the value has no canonical form.
     """
-    # jcs is five times slower; where no number is a float and all names are ASCII, both encoders give the same bytes.
+    # Five times as fast; where no number is a float and all names are ASCII, both give the same bytes.
     if _survey(value):
         return _PLAIN_ENCODER.encode(value).encode("utf-8")
-    return cast(bytes, jcs.canonicalize(value))
+    canonical = bytearray()
+    _write(canonical, value)
+    return bytes(canonical)
 
 
 def digest(data: bytes) -> str:
@@ -174,16 +207,69 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _deeper_than_allowed(data: bytes) -> bool:
-    """Count brackets outside strings, so that no recursive reader ever meets deep input.
+def _write(out: bytearray, value: JsonLike) -> None:
+    """Append the canonical form of what `_survey` has found good. By hand, as jcs holds every piece of it in a list."""
+    mark = b""
+    match value:
+        case dict():
+            out += b"{"
+            for name in sorted(value, key=_utf16):
+                out += mark + _PLAIN_ENCODER.encode(name).encode("utf-8") + b":"
+                _write(out, value[name])
+                mark = b","
+            out += b"}"
+        case list() | tuple():
+            out += b"["
+            for item in value:
+                out += mark
+                _write(out, item)
+                mark = b","
+            out += b"]"
+        case float():
+            text = repr(value)
+            # Shortest digits both; Python and RFC 8785 section 3.2.2.3 differ in when an exponent is written, and how.
+            out += jcs.canonicalize(value) if "e" in text or text.endswith(".0") else text.encode("ascii")
+        case _:
+            out += _PLAIN_ENCODER.encode(value).encode("utf-8")
+
+
+def _utf16(name: str) -> bytes:
+    """How RFC 8785 section 3.2.3 sorts names: by UTF-16 code units."""
+    return name.encode("utf-16-be")
+
+
+def _check_brackets(data: bytes) -> None:
+    """Count brackets and commas outside strings, so that no recursive reader ever meets deep input.
 
     A backslash outside a string misleads the count only from there on, and there the reader stops anyway.
+
+    Raises:
+        TooManyPartsError, TooDeepError: there are too many, or too many within one another.
     """
-    if data.count(b"[") + data.count(b"{") <= MAX_DEPTH:
-        return False
-    outside = _STRING.sub(b"", _ESCAPE.sub(b"", data))
-    steps = memoryview(outside.translate(_STEPS, _NOT_BRACKETS)).cast("b")
-    return max(itertools.accumulate(steps), default=0) > MAX_DEPTH
+    opening = data.count(b"[") + data.count(b"{")
+    if opening <= MAX_DEPTH and opening + data.count(b",") <= MAX_PARTS:
+        return
+    parts = depth = 0
+    for outside in _outside_strings(data):
+        parts += outside.count(b"[") + outside.count(b"{") + outside.count(b",")
+        if parts > MAX_PARTS:
+            raise TooManyPartsError()
+        steps = memoryview(outside.translate(_STEPS, _NOT_BRACKETS)).cast("b")
+        if depth + max(itertools.accumulate(steps), default=0) > MAX_DEPTH:
+            raise TooDeepError()
+        depth += sum(steps)
+
+
+def _outside_strings(data: bytes) -> Iterator[bytes]:
+    """The document without its strings, bit by bit: taking millions of them out at once costs a hundred times as much
+    memory as they have bytes."""
+    held, inside = b"", False
+    for at in range(0, len(data), _BIT):
+        bit = held + data[at : at + _BIT]
+        held = bit[-1:] if (len(bit) - len(bit.rstrip(b"\\"))) % 2 else b""
+        bit = _ESCAPE.sub(b"", bit.removesuffix(held))
+        yield _STRING.sub(b"", b'"' + bit if inside else bit)
+        inside ^= bit.count(b'"') % 2 == 1
 
 
 def _object(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
@@ -225,7 +311,7 @@ def _survey(value: JsonLike) -> bool:
 
     Goes level by level instead of recursing: depth and cycles are then one count.
     """
-    plain = True
+    plain, parts = True, 0
     depth, level = 0, [cast(object, value)]
     while level:
         below: list[object] = []
@@ -245,14 +331,16 @@ def _survey(value: JsonLike) -> bool:
                     raise TooDeepError()
                 case dict():
                     plain = _survey_names(item) and plain
+                    parts += len(item) or 1
                     below.extend(item.values())
                 case list() | tuple():
+                    parts += len(item) or 1
                     below.extend(item)
                 case _:
                     raise NotJsonError(found=type(item).__name__)
-        # A value that contains itself twice doubles at every level.
-        if len(below) > ARTIFACT_LIMIT:
-            raise TooLargeError(size=len(below), limit=ARTIFACT_LIMIT)
+            # Here and not after the level: a value that contains itself twice doubles at every level.
+            if parts > MAX_PARTS:
+                raise TooManyPartsError()
         depth, level = depth + 1, below
     return plain
 

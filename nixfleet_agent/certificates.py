@@ -26,18 +26,20 @@ def make_csr(machine_id: str, key_path: str) -> str:
 def inspect(cert_pem: str, key_path: str | None) -> dict[str, Any]:
     """Who a certificate is for, how long it is good, and whether it belongs to the key."""
     from cryptography import x509
+    from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.x509.oid import NameOID
 
     try:
         cert = x509.load_pem_x509_certificate(cert_pem.encode())
-    except ValueError as error:
+        names = cert.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        key = cert.public_key()
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise ValueError(f"it holds no certificate: {_first_line(error)}") from error
-    names = cert.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
     return {
         "cn": str(names[0].value) if names else "",
         "not_before_ms": int(cert.not_valid_before_utc.timestamp() * 1000),
         "not_after_ms": int(cert.not_valid_after_utc.timestamp() * 1000),
-        "fits_key": key_path is not None and cert.public_key() == _private_key(key_path).public_key(),
+        "fits_key": key_path is not None and key == _private_key(key_path).public_key(),
     }
 
 

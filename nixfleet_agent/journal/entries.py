@@ -107,7 +107,7 @@ def whole_body(path: Path, entry: SealedEntry) -> dict[str, Any]:
         raise CorruptJournalError(path=path, problem=f"entry {entry.n} is not what was written")
     try:
         body = json.loads(entry.body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CorruptJournalError(path=path, problem=f"entry {entry.n} is not JSON") from error
     if not isinstance(body, dict):
         raise CorruptJournalError(path=path, problem=f"entry {entry.n} is not an object")

@@ -19,6 +19,7 @@ from typing import Final
 
 import attrs
 
+from evidence.documents import is_host_name
 from evidence.host_key import HostKey
 from evidence.ssh_format import openssh_public_line
 from evidence.sshsig import allowed_signers_line, sign_digest
@@ -92,9 +93,12 @@ def _write_entries(path: Path, target: Path) -> tuple[int, str, bytes]:
 
 def _host_of(path: Path, body: bytes) -> str:
     try:
-        return str(json.loads(body)["host"])
-    except (ValueError, KeyError, TypeError) as error:
+        host = json.loads(body)["host"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UnreadableJournalError(path=path, problem="its newest entry names no host") from error
+    if not isinstance(host, str) or not is_host_name(host):
+        raise UnreadableJournalError(path=path, problem="its newest entry names something that is no host")
+    return host
 
 
 def _copy_artifacts(source: Path | None, target: Path) -> None:

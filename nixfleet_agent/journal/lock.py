@@ -25,7 +25,8 @@ def take_lock(path: Path) -> int:
         raise write_error(path, error) from error
     try:
         _claim(descriptor, path)
-    except (OSError, JournalBusyError):
+    except BaseException:
+        # Kept open it would hold the lock: against this very process, which tries again or goes on without the journal.
         os.close(descriptor)
         raise
     return descriptor

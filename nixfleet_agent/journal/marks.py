@@ -93,6 +93,6 @@ def _mark(kind: MarkKind, n: int, body: bytes, signature: bytes) -> Mark | None:
         journal_id = said["journal"]
         if said["mark"] != kind.value or anchor.n != n or not isinstance(journal_id, str):
             return None
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
     return Mark(anchor=anchor, journal_id=journal_id, rest=said, body=body, signature=signature)

@@ -63,8 +63,10 @@ class Journal:
     _reading: threading.Lock = attrs.field(factory=threading.Lock)
 
     @classmethod
-    def open(cls, path: Path, *, host_key: HostKey, hostname: HostName) -> "Journal":
-        """Open the journal at `path` for writing; make it or bring it up to date if need be.
+    def open(
+        cls, path: Path, *, host_key: HostKey, hostname: HostName, make: Callable[[Path], None] = upgrade
+    ) -> "Journal":
+        """Open the journal at `path` for writing; `make` makes it or brings it up to date if need be.
 
         Raises:
             JournalBusyError: another process has it open.
@@ -75,15 +77,17 @@ class Journal:
         """
         lock = take_lock(path)
         try:
-            return cls._open_locked(path, host_key, hostname, lock)
+            return cls._open_locked(path, host_key, hostname, lock, make)
         except BaseException:
             os.close(lock)
             raise
 
     @classmethod
-    def _open_locked(cls, path: Path, host_key: HostKey, hostname: HostName, lock: int) -> "Journal":
+    def _open_locked(
+        cls, path: Path, host_key: HostKey, hostname: HostName, lock: int, make: Callable[[Path], None]
+    ) -> "Journal":
         if version_of(path) != SCHEMA_VERSION:
-            upgrade(path)
+            make(path)
         ended_badly = wal_path(path).exists() and wal_path(path).stat().st_size > 0
         write, read = open_writable(path), open_writable(path)
         try:
