@@ -26,6 +26,8 @@ for given in "$@"; do
   mount --bind "$source" "$root$target"
   [ "$mode" != ro ] || mount -o remount,bind,ro "$root$target"
 done
+# A unit with a /proc of its own (ProtectKernelTunables=) would see the machine's boot id there.
+cp "$dir/boot_id" "$root/run/boot_id"
 ip link set lo up
 hostname "$name"
 
@@ -40,6 +42,9 @@ if [ ! -e "$root/.seeded" ]; then
            systemd-udevd-{kernel,control}.socket systemd-networkd.socket ldconfig.service e2scrub_reap.service; do
     case $(basename "$u") in dbus.service | dbus.socket) ;; *) ln -sf /dev/null "$masked/$(basename "$u")" ;; esac
   done
+  mkdir -p "$masked/nixfleet-agent.service.d"
+  printf '[Service]\nBindReadOnlyPaths=/run/boot_id:/proc/sys/kernel/random/boot_id\n' \
+    > "$masked/nixfleet-agent.service.d/lab.conf"
   cat > "$masked/lab.target" <<'UNIT'
 [Unit]
 Description=A host of the tests

@@ -9,7 +9,9 @@ Everything between is as in production: units that the NixOS module renders, `ni
 signed cache over HTTP, mTLS. What a test sees of a host it reads from the host's own files and sockets.
 """
 
+import compileall
 import contextlib
+import functools
 import json
 import shutil
 import subprocess
@@ -70,8 +72,9 @@ class Machine(Host):
 
     @property
     def state_dir(self) -> Path:
-        """The agent's, on the disk."""
-        return self.disk / STATE_DIR.lstrip("/")
+        """The agent's, on the disk, or what the host has mounted there."""
+        mounted = next((source for source, target in self.shared.items() if target == STATE_DIR), None)
+        return mounted or self.disk / STATE_DIR.lstrip("/")
 
     async def status(self) -> dict[str, Any] | None:
         """What the agent says of itself; None while it does not answer."""
@@ -127,6 +130,30 @@ class Machine(Host):
         await self.until_phase(rollout, *phases)
         await self.until("an empty outbox", lambda said: not said["outbox"])
 
+    async def until_well(self) -> None:
+        """Every probe passes."""
+        await self.until("health", lambda said: all(probe["status"] == "pass" for probe in said["probes"]))
+
+    async def until_heard(self) -> None:
+        """The control plane hears the host, which waits for its word."""
+
+        def heard(said: dict[str, Any]) -> bool:
+            contact, duties = said["contact"], {"heartbeat", "dispatch"}
+            done = "heartbeat" in contact["last_by_duty"] and "dispatch" in contact["under_way"]
+            return done and not duties & set(contact["failures"])
+
+        await self.until("contact with the control plane", heard)
+
+    async def until_unheard(self) -> dict[str, Any]:
+        """The host has noticed that the control plane does not hear it; the status."""
+
+        def unheard(said: dict[str, Any]) -> dict[str, Any] | None:
+            return said if "heartbeat" in said["contact"]["failures"] else None
+
+        found = await self.until("a failed heartbeat", unheard)
+        assert found is not None
+        return found
+
     async def until_file(self, path: str, text: str = "") -> str:
         """A file of the host exists, with `text` in it."""
         with trio.move_on_after(PATIENCE_S):
@@ -136,6 +163,14 @@ class Machine(Host):
             return found
         log = await self.journal_of("nixfleet-*")
         raise AssertionError(f"{self.name}: no {path} with {text!r}, but {self.read(path)!r}\n{log}")
+
+    async def until_live(self, path: str) -> None:
+        """A file exists that only the running host sees, one of /run."""
+        with trio.move_on_after(PATIENCE_S):
+            while not (self.live / path.lstrip("/")).exists():
+                await trio.sleep(0.02)
+            return await linger()
+        raise AssertionError(f"{self.name}: no {path}")
 
     async def until_any(self, pattern: str) -> None:
         """Some file of the host has such a name."""
@@ -148,6 +183,15 @@ class Machine(Host):
     async def web_version(self) -> str:
         """What the host's service says it is; empty when it does not answer."""
         return await self.attempt("curl", "--silent", "--max-time", "2", "http://127.0.0.1:8000/version")
+
+    async def until_web_version(self, version: str) -> None:
+        """The service says that it is this one: it takes a moment after the switch that started it."""
+        said = ""
+        with trio.move_on_after(PATIENCE_S):
+            while (said := await self.web_version()) != version:
+                await trio.sleep(0.1)
+            return
+        raise AssertionError(f"{self.name}: the service is version {said!r}, not {version!r}")
 
     def current(self) -> str:
         """The closure that runs."""
@@ -299,7 +343,7 @@ class SystemFleet:
         return RolloutId(json.loads(answer)["rollouts"][0])
 
     async def declare(self) -> None:
-        """Publish a fleet that gives nobody a target. Without any the control plane bids its first callers wait 30 s."""
+        """Publish a fleet that gives nobody a target. Without any the control plane bids its callers wait for 30 s."""
         pubkeys = {host: self.lab.keys[HostName(host)].openssh_public for host in self.machines}
         path = self.root / "fleet.json"
         path.write_text(json.dumps(rendering.description(pubkeys, (tuple(self.machines),), 0, {})))
@@ -338,18 +382,27 @@ class SystemFleet:
 
     async def cp_metric(self, name: str, **labels: str) -> float | None:
         """One sample of the control plane's."""
-        async with httpx.AsyncClient(verify=self.lab.tls("operator"), trust_env=False) as client:
-            text = (await client.get(f"{self.url}/metrics")).text
-        samples = (sample for family in text_string_to_metric_families(text) for sample in family.samples)
-        return next((sample.value for sample in samples if (sample.name, sample.labels) == (name, labels)), None)
+        return (await self.cp_metrics()).get((name, frozenset(labels.items())))
 
     async def rows(self, rollout: str) -> dict[str, dict[str, Any]]:
         """The control plane's view of a rollout's hosts, by name."""
         rows = (await self.operator(f"/v1/rollouts/{rollout}/hosts"))["hosts"]
         return {row["host"]: row for row in rows}
 
+    async def until_opened(self, rollout: str) -> None:
+        """The control plane has taken up the release, which it looks for in its own time."""
+        opened: set[str] = set()
+        with trio.move_on_after(PATIENCE_S):
+            while True:
+                opened = {row["rolloutId"] for row in (await self.operator("/v1/rollouts"))["rollouts"]}
+                if rollout in opened:
+                    return
+                await trio.sleep(0.1)
+        raise AssertionError(f"the control plane knows {opened}, not {rollout}")
+
     async def until_held(self, rollout: str, host: str, gate: str) -> str:
         """The control plane holds a host because of this gate; its words."""
+        await self.until_opened(rollout)
         row: dict[str, Any] = {}
         with trio.move_on_after(PATIENCE_S):
             while not (row.get("heldBy") or "").startswith(f"{gate}: "):
@@ -419,6 +472,16 @@ class SystemFleet:
 
         await self.each(settled, hosts)
 
+    async def until_rollout_is(self, rollout: str, state: str) -> None:
+        """The control plane says so of the whole rollout: one to ask, however many hosts there are."""
+        await self.until_opened(rollout)
+        said: dict[str, Any] = {}
+        with trio.move_on_after(PATIENCE_S):
+            while (said := await self.operator(f"/v1/rollouts/{rollout}/lifecycle"))["state"] != state:
+                await trio.sleep(0.3)
+            return
+        raise AssertionError(f"{rollout} is not {state} but {said}: {await self.rows(rollout)}")
+
     async def audit(self, hosts: Iterable[str] = ()) -> None:
         """What must be true of these hosts (default: all that are on) after every scenario.
 
@@ -473,6 +536,13 @@ class SystemFleet:
         assert said[("nixfleet_agent_quarantined_closures", frozenset())] == len(known.quarantine)
 
 
+@functools.cache
+def _compile_programs() -> None:
+    """Hosts see the checkout read-only: what is not compiled, each process of theirs would compile anew."""
+    for package in ("state_machine", "wire", "evidence", "nixfleet_agent", "control_plane", "nixfleet"):
+        assert compileall.compile_dir(CHECKOUT / package, quiet=1), f"{package} does not compile"
+
+
 @contextlib.asynccontextmanager
 async def fleet_of(
     root: Path,
@@ -485,6 +555,7 @@ async def fleet_of(
 ) -> AsyncIterator[SystemFleet]:
     """A fleet whose machines run `first`, switched on. `control_plane` are flags of its control plane."""
     root.mkdir(parents=True, exist_ok=True)
+    _compile_programs()
     with network() as switch, _memory(root):
         cp = Host(name=CP_HOST, directory=root / "hosts" / CP_HOST, switch=switch)
         lab = Lab(root / "fleet", hosts, server_names=(CP_HOST, cp.address), suffix=None)

@@ -35,10 +35,19 @@ _ENVIRONMENT: Final = {
     "HOME": "/root",
     "LANG": "C.UTF-8",
 }
+_INOTIFY: Final = Path("/proc/sys/fs/inotify/max_user_instances")
+_INOTIFY_NEEDED: Final = 2048
+"""Each systemd takes three, and the usual 128 are meant for one machine. A systemd that gets none just ends."""
 
 
 class CommandFailedError(AssertionError):
     """A command in a host ended badly."""
+
+
+@functools.cache
+def _make_room() -> None:
+    if int(_INOTIFY.read_text()) < _INOTIFY_NEEDED:
+        _INOTIFY.write_text(f"{_INOTIFY_NEEDED}\n")
 
 
 @functools.cache
@@ -111,6 +120,7 @@ class Host:
         """Switch it on; returns when its units have started, well or not."""
         assert self.process is None, f"{self.name} is on"
         assert self.disk.exists()
+        _make_room()
         (self.directory / "boot_id").write_text(f"{uuid4()}\n")
         shared = [f"{source}={source}={mode}" for source, mode in seen_by_all().items()]
         shared += [f"{source}={target}=rw" for source, target in self.shared.items()]
@@ -154,6 +164,8 @@ class Host:
         if self.pid is not None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, signal.SIGKILL)
+        elif self.process is not None:
+            self.process.kill()  # its first process, which goes with it, was not found yet
         self._gone()
 
     async def shut_down(self) -> None:
@@ -224,6 +236,22 @@ class Host:
     async def journal_of(self, unit: str, lines: int = 80) -> str:
         """The last of what a unit logged."""
         return await self.attempt("journalctl", "--no-pager", "--output=short-precise", f"--lines={lines}", "-u", unit)
+
+    # What the kernel's books say of a service
+
+    def resident_mib(self, unit: str) -> float:
+        """Memory that the unit's processes occupy now."""
+        pids = (self._books_of(unit) / "cgroup.procs").read_text().split()
+        lines = (line for pid in pids for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        return sum(int(line.split()[1]) for line in lines if line.startswith("VmRSS:")) / 1024
+
+    def processor_s_of(self, unit: str) -> float:
+        """Processor time that the unit's processes have used since it was started, in seconds."""
+        stat = (self._books_of(unit) / "cpu.stat").read_text()
+        return int(dict(line.split() for line in stat.splitlines())["usage_usec"]) / 1e6
+
+    def _books_of(self, unit: str) -> Path:
+        return self.live / "sys/fs/cgroup/system.slice" / unit
 
     # Cable
 

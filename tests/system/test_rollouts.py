@@ -32,7 +32,7 @@ async def test_a_wave_begins_when_every_host_of_the_one_before_has_soaked_and_co
             assert min(early.values()) >= 0, f"acknowledged before {earlier} had converged (ms): {early}"
 
         rows = await fleet.rows(rollout)
-        seen = {host: (row["state"], row["wave"], row.get("held_by")) for host, row in rows.items()}
+        seen = {host: (row["state"], row["wave"], row.get("heldBy")) for host, row in rows.items()}
         assert seen == {host: ("Converged", wave, None) for wave, names in enumerate(waves) for host in names}
         assert (await fleet.operator(f"/v1/rollouts/{rollout}/lifecycle"))["state"] == "Terminal"
         assert await fleet.cp_metric("nixfleet_cp_hosts_in_phase", phase="Converged") == len(hosts)
@@ -53,7 +53,7 @@ async def test_a_sick_release_is_taken_back_stops_there_and_is_not_tried_again(p
         assert failed.failing_probes == ("web",)
         assert failed.sustained_duration_secs >= 1
         assert web1.current() == web1.default() == web1.profile() == first["web1"]
-        assert await web1.web_version() == "1"
+        await web1.until_web_version("1")
         assert web1.switches() == [f"switch {sick['web1']}", f"switch {first['web1']}"]
         assert [barred["closure"] for barred in (await web1.seen())["quarantine"]] == [sick["web1"]]
         assert await web1.metric("nixfleet_agent_quarantined_closures") == 1
@@ -67,7 +67,7 @@ async def test_a_sick_release_is_taken_back_stops_there_and_is_not_tried_again(p
         assert await fleet.cp_metric("nixfleet_gate_block_total", gate="halted") == len(waves[1])
 
         # The same system under another commit is sent to nobody ...
-        again = await fleet.release(sick, waves=waves, sustainedFailureSecs=1)
+        again = await fleet.release(sick, waves=waves, new_rollout=True, sustainedFailureSecs=1)
         assert again != rollout
         assert sick["web1"] in await fleet.until_held(again, "web1", "quarantine")
         # ... and when an operator clears it for the channel, the host still refuses it by itself.
@@ -88,9 +88,10 @@ async def test_a_sick_release_is_taken_back_stops_there_and_is_not_tried_again(p
         await fleet.audit()
         await web1.agent("quarantine", "clear", sick["web1"])
         assert await web1.metric("nixfleet_agent_quarantined_closures") == 0
-        lifted = await fleet.release({"web1": sick["web1"]}, waves=(("web1",),))
+        lifted = await fleet.release({"web1": sick["web1"]}, waves=waves, sustainedFailureSecs=600)
         await web1.until_phase(lifted, "Soaking")
-        await fleet.audit(("web2", "web3"))
+        assert web1.current() == sick["web1"]
+        await fleet.audit()
 
 
 async def test_a_service_that_is_well_within_the_window_converges(place: Path) -> None:
@@ -118,5 +119,5 @@ async def test_a_service_that_needs_longer_than_the_window_is_taken_back(place: 
         said = [fact.status for fact in web1.facts(rollout) if isinstance(fact, ProbeResult)]
         assert said == [ProbeStatus.FAIL]
         assert web1.current() == web1.default() == fleet.closure("web1", "1")
-        assert await web1.web_version() == "1"
+        await web1.until_web_version("1")
         await fleet.audit()

@@ -34,8 +34,14 @@ let
     let
       agent = program "nixfleet-agent" given.agent;
       filled = builtins.replaceStrings [ "@web@" "@agent@" ] [ "${web}/bin/web" "${agent}" ];
-      etc = tree "etc" (builtins.mapAttrs (_: filled) given.etc) ''
+      # As in NixOS, each unit is a store path of its own: what did not change is the same file in the next system.
+      isUnit = path: builtins.match "systemd/system/[^/]*" path != null;
+      place = path: "ln -s ${tree "unit" { ${baseNameOf path} = filled given.etc.${path}; } ""}/${baseNameOf path} $out/${path}";
+      paths = builtins.partition isUnit (builtins.attrNames given.etc);
+      files = builtins.listToAttrs (map (path: { name = path; value = filled given.etc.${path}; }) paths.wrong);
+      etc = tree "etc" files ''
         mkdir -p $out/systemd/system/multi-user.target.wants
+        ${builtins.concatStringsSep "\n" (map place paths.right)}
         for unit in ${toString given.wanted}; do
           ln -s ../$unit $out/systemd/system/multi-user.target.wants/$unit
         done
