@@ -22,7 +22,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         cli.main(args=arguments, prog_name=PROGRAM, standalone_mode=False)
     except click.ClickException as error:
         hint = f" (see `{PROGRAM} --help`)" if isinstance(error, click.UsageError) else ""
-        click.echo(f"{PROGRAM}: {error.format_message()}{hint}", err=True)
+        message = " ".join(line.strip() for line in error.format_message().splitlines())
+        click.echo(f"{PROGRAM}: {message}{hint}", err=True)
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED

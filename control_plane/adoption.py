@@ -29,6 +29,7 @@ from control_plane.openings import opening
 from control_plane.proving import Look, Prover, Value, Verify
 from control_plane.rows import Artifact, Rollout
 from control_plane.shelf import Held, Shelf
+from control_plane.surroundings import InThread
 from evidence.artifacts import verify_fleet, verify_manifest, verify_nonces, verify_revocations
 from evidence.errors import EvidenceError
 from state_machine.freshness import age_verdict
@@ -65,11 +66,12 @@ class Adopter:
         ledger: Ledger,
         shelf: Shelf,
         on_change: Callable[[], None],
+        in_thread: InThread = trio.to_thread.run_sync,
         lists_required: bool = False,
     ) -> None:
         """`lists_required`: nobody is let in before revocations and nonces are published and proved."""
         self._source, self._ledger, self._shelf = source, ledger, shelf
-        self._prover = Prover(source, trust_file)
+        self._prover = Prover(source, trust_file, clock=ledger.now, in_thread=in_thread)
         self._window_ms = freshness_window_s * 1000
         self._on_change = on_change
         self._lists_required = lists_required

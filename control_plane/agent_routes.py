@@ -11,11 +11,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from control_plane.clock import wall_now
 from control_plane.dispatch_desk import DispatchDesk
 from control_plane.enrolment import Enrolment, read_bootstrap_token
 from control_plane.entries import BootstrapReported
-from control_plane.errors import RequestRefusedError
+from control_plane.errors import RequestRefusedError, StoreUnavailableError
 from control_plane.guards import (
     Guards,
     check_hostname,
@@ -115,7 +114,7 @@ class AgentRoutes:
         _limit(self.reports, _address(request))
         report = await read_message(request, BootstrapReport)
         token = read_bootstrap_token(dict(report.token))
-        await self.enrolment.check_signed(token, wall_now())
+        await self.enrolment.check_signed(token, self.ledger.now())
         if report.event.event not in BOOTSTRAP_EVENTS:
             raise RequestRefusedError(
                 status=422, reason="event", error=f"only {' and '.join(sorted(BOOTSTRAP_EVENTS))} may be reported here"
@@ -148,7 +147,10 @@ class AgentRoutes:
         taken: outcome.Outcome[QueuedDispatch | None] = outcome.Value(None)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_when_gone, request, nursery.cancel_scope)
-            taken = await outcome.acapture(self.desk.take, host, wait_s)
+            try:
+                taken = outcome.Value(await self.desk.take(host, wait_s))
+            except StoreUnavailableError as error:  # and nothing else: a cancellation must end with this nursery
+                taken = outcome.Error(error)
             nursery.cancel_scope.cancel()
         return taken.unwrap()
 

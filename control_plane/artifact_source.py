@@ -16,6 +16,7 @@ import httpx
 import trio
 
 from control_plane.errors import ControlPlaneError
+from control_plane.surroundings import InThread
 from evidence.canonical import ARTIFACT_LIMIT
 from evidence.regular_files import read_start, read_whole
 from state_machine.values import RolloutId, is_rollout_id
@@ -84,14 +85,17 @@ class DirectorySource:
     """Artifacts in a local directory."""
 
     root: Path
+    in_thread: InThread = trio.to_thread.run_sync
 
     async def fetch(self, name: str) -> Raw | None:
         """As `ArtifactSource.fetch`."""
-        return await trio.to_thread.run_sync(self._read, name)
+        raw: Raw | None = await self.in_thread(self._read, name)
+        return raw
 
     async def listed(self) -> tuple[RolloutId, ...]:
         """As `ArtifactSource.listed`."""
-        return await trio.to_thread.run_sync(self._newest)
+        newest: tuple[RolloutId, ...] = await self.in_thread(self._newest)
+        return newest
 
     def _read(self, name: str) -> Raw | None:
         try:
@@ -125,6 +129,7 @@ class HttpsSource:
     base_url: str
     client: httpx.AsyncClient
     token_file: Path | None = None
+    in_thread: InThread = trio.to_thread.run_sync
 
     async def fetch(self, name: str) -> Raw | None:
         """As `ArtifactSource.fetch`."""
@@ -160,7 +165,7 @@ class HttpsSource:
     async def _headers(self) -> dict[str, str]:
         if self.token_file is None:
             return {}
-        token = await trio.to_thread.run_sync(read_token, self.token_file)
+        token = await self.in_thread(read_token, self.token_file)
         return {"Authorization": f"Bearer {token}"}
 
 

@@ -12,6 +12,8 @@ from control_plane.artifact_source import read_token
 from control_plane.errors import BadFlagError, MissingFlagError, UnreadableFileError
 from control_plane.issuance import MIN_VALIDITY_S
 from evidence.documents import is_host_name
+from evidence.errors import EvidenceError
+from evidence.trust import TrustFileError, load_trust
 
 DEFAULT_LISTEN: Final = "0.0.0.0:8080"
 DEFAULT_TRUST: Final = Path("/etc/nixfleet/cp/trust.json")
@@ -92,6 +94,7 @@ class Configuration:
             _check_place("--ready-file", self.ready_file)
         if self.audit_log is not None and self.fleet_ca_cert is not None:
             _check_place("--audit-log", self.audit_log)
+        _check_trust(self.trust_file)
 
     def _check_pairs(self) -> None:
         if self.fleet_ca_cert is not None and self.fleet_ca_key is None:
@@ -123,6 +126,17 @@ def _check_token(path: Path) -> None:
     except OSError as error:
         problem = error.strerror or str(error)
         raise UnreadableFileError(flag="--artifacts-token-file", path=path, problem=problem) from error
+
+
+def _check_trust(path: Path) -> None:
+    """Read again at every use; but what is no trust file when we start is a wrong path, or was never finished."""
+    try:
+        load_trust(path)
+    except TrustFileError as error:
+        problem = f"{error.problem}; name trust.json"
+        raise UnreadableFileError(flag="--trust-file", path=path, problem=problem) from error
+    except EvidenceError as error:
+        raise UnreadableFileError(flag="--trust-file", path=path, problem=f"this is no trust.json: {error}") from error
 
 
 def _check_place(flag: str, path: Path) -> None:

@@ -7,9 +7,6 @@ way costs the token. The answer goes out once that entry is on the disk, so a no
 from pathlib import Path
 from typing import Final
 
-import trio
-
-from control_plane.clock import wall_now
 from control_plane.entries import CertificateIssued, Issuance
 from control_plane.errors import BadRequestError, RequestRefusedError
 from control_plane.identity import Peer
@@ -18,6 +15,7 @@ from control_plane.issuance import CertificateRequest, IssuanceLog, Issued, Issu
 from control_plane.ledger import Ledger
 from control_plane.rows import UsedNonce
 from control_plane.shelf import Shelf
+from control_plane.surroundings import InThread
 from evidence.artifacts import NoTrustRootsError, UnsupportedAlgorithmError
 from evidence.errors import EvidenceError
 from evidence.tokens import (
@@ -45,8 +43,16 @@ class Enrolment:
     """Issues certificates to hosts that may have one."""
 
     def __init__(
-        self, *, ledger: Ledger, shelf: Shelf, trust_file: Path, issuer: Issuer | None, audit: IssuanceLog
+        self,
+        *,
+        ledger: Ledger,
+        shelf: Shelf,
+        trust_file: Path,
+        issuer: Issuer | None,
+        audit: IssuanceLog,
+        in_thread: InThread,
     ) -> None:
+        self._in_thread = in_thread
         self._ledger, self._shelf, self._trust_file = ledger, shelf, trust_file
         self._issuer, self._audit = issuer, audit
 
@@ -57,7 +63,7 @@ class Enrolment:
             RequestRefusedError: with the status of the first check that failed.
             StoreUnavailableError: it could not be recorded; the token is still good.
         """
-        now = wall_now()
+        now = self._ledger.now()
         token = read_bootstrap_token(dict(request.token))
         self._check_unused(token)
         self._check_allowed(token, now)
@@ -78,7 +84,7 @@ class Enrolment:
         Raises:
             RequestRefusedError, StoreUnavailableError: as `enroll`; 403 when the request is for another name.
         """
-        now = wall_now()
+        now = self._ledger.now()
         csr = _csr(request.csr_pem)
         if csr.cn not in (peer.cn, peer.machine_id):
             raise RequestRefusedError(
@@ -111,7 +117,8 @@ class Enrolment:
 
     async def _trust(self) -> TrustRoots:
         try:
-            return await trio.to_thread.run_sync(load_trust, self._trust_file)
+            roots: TrustRoots = await self._in_thread(load_trust, self._trust_file)
+            return roots
         except EvidenceError as error:
             raise _refused(500, error) from error
 
@@ -179,7 +186,7 @@ class Enrolment:
         )
         await self._ledger.record(entry, at=now).committed()
         name = self._issuer.names.of(host)
-        await trio.to_thread.run_sync(
+        await self._in_thread(
             lambda: self._audit.append(at=now, requester_cn=requester, issued_cn=name, issued=issued, context=why.value)
         )
 

@@ -2,7 +2,8 @@
 
 1. Ready: until signed artifacts are in force, everything under /v1 answers 503. `/healthz` and `/metrics` do not wait.
 2. Protocol header: another version is 426, no number 400, a missing one 400 only with `--strict`.
-3. Certificate: 401 without one, 401 when it began before the host's revocation, 403 when its role is another.
+3. Certificate: 401 without one, 401 when it has run out since the connection was made or began before the host's
+   revocation, 403 when its role is another.
 4. The handler; one whose body names a host checks that name with `check_hostname` (403).
 
 Every refusal leaves as `{"error", "reason", "want_seq"?}`.
@@ -17,14 +18,13 @@ import trio
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from control_plane.clock import wall_now
 from control_plane.errors import RequestRefusedError, StoreUnavailableError
 from control_plane.identity import CanonicalNames, Peer, Role, peer_of
 from control_plane.metrics import Metrics
 from control_plane.presence import Presence
 from control_plane.shelf import Shelf
 from evidence.canonical import CanonicalError, TooLargeError, parse
-from state_machine.values import HostName, Reason
+from state_machine.values import HostName, Reason, WallMs
 from wire.codec import decode, encode
 from wire.endpoints import PROTOCOL_HEADER, PROTOCOL_VERSION
 from wire.errors import WireError
@@ -48,8 +48,16 @@ class Guards:
     """Wraps handlers into endpoints that check first."""
 
     def __init__(
-        self, *, shelf: Shelf, names: CanonicalNames, presence: Presence, metrics: Metrics, strict: bool
+        self,
+        *,
+        shelf: Shelf,
+        names: CanonicalNames,
+        presence: Presence,
+        metrics: Metrics,
+        clock: Callable[[], WallMs],
+        strict: bool,
     ) -> None:
+        self._clock = clock
         self._shelf, self._names, self._presence = shelf, names, presence
         self._metrics, self._strict = metrics, strict
         self.in_flight = 0
@@ -138,6 +146,11 @@ class Guards:
         peer = peer_of(request.scope, self._names)
         if peer is None:
             raise RequestRefusedError(status=401, reason="no-certificate", error="a client certificate is needed")
+        if peer.not_after < self._clock():
+            # TLS looks at the end of a certificate only when a connection is made, and connections are kept for days.
+            raise RequestRefusedError(
+                status=401, reason="certificate-expired", error=f"the certificate of {peer.cn} has run out"
+            )
         revoked = self._shelf.revoked_before(peer.machine_id)
         if revoked is not None and peer.not_before < revoked:
             raise RequestRefusedError(
@@ -148,7 +161,7 @@ class Guards:
                 status=403, reason="role", error=f"this is not for a certificate of the role {peer.role}"
             )
         if peer.role is Role.AGENT:
-            self._presence.note(peer.machine_id, wall_now(), peer.not_before)
+            self._presence.note(peer.machine_id, self._clock(), peer.not_before)
         return peer
 
 

@@ -10,7 +10,6 @@ from typing import Final
 
 import attrs
 
-from control_plane.clock import wall_now
 from control_plane.entries import HostChanged
 from control_plane.ledger import Ledger
 from control_plane.rows import Host, Mirror, Rollout
@@ -46,7 +45,7 @@ class Heartbeats:
         Raises:
             StoreUnavailableError: what has changed cannot be recorded.
         """
-        now = wall_now()
+        now = self._ledger.now()
         self.received += 1
         if heartbeat.uptime_secs is not None:
             self.uptime_secs[heartbeat.hostname] = heartbeat.uptime_secs

@@ -33,6 +33,7 @@ class Peer:
     machine_id: HostName
     role: Role
     not_before: WallMs
+    not_after: WallMs
 
 
 @attrs.frozen(kw_only=True)
@@ -76,4 +77,5 @@ def _peer(pem: str, names: CanonicalNames) -> Peer | None:
         machine_id=names.machine_id(cn),
         role=Role.OPERATOR if OPERATOR_UNIT in {unit.value for unit in units} else Role.AGENT,
         not_before=WallMs(int(certificate.not_valid_before_utc.timestamp() * 1000)),
+        not_after=WallMs(int(certificate.not_valid_after_utc.timestamp() * 1000)),
     )

@@ -14,7 +14,6 @@ from typing import Final, assert_never, cast
 import attrs
 
 from control_plane import mirrors
-from control_plane.clock import wall_now
 from control_plane.entries import FactAccepted, FactRefused
 from control_plane.errors import RequestRefusedError
 from control_plane.ledger import Ledger
@@ -101,7 +100,7 @@ class Ingest:
 
     async def _accept(self, received: Received) -> None:
         verified = self._check_signature(received)
-        rollout, mirror = self._ledger.book.place_of(received.rollout_id, received.hostname, wall_now())
+        rollout, mirror = self._ledger.book.place_of(received.rollout_id, received.hostname, self._ledger.now())
         if rollout.pruned_at is not None or received.seq <= mirror.record.last_seq:
             await self._again(received, pruned=rollout.pruned_at is not None)
             return

@@ -15,11 +15,11 @@ from typing import Final
 import trio
 
 from control_plane.book import Book
-from control_plane.clock import wall_now
 from control_plane.entries import Entry
 from control_plane.errors import StoreUnavailableError
 from control_plane.rows import Change
 from control_plane.store import Receipt, Store
+from control_plane.surroundings import Surroundings
 from state_machine.values import WallMs
 
 LOG: Final = logging.getLogger(__name__)
@@ -29,20 +29,28 @@ RECOVERY_PAUSE_MAX_S: Final = 30.0
 HEALTHY_AFTER_S: Final = 60.0
 """A database that has worked for so long is tried again soon after it fails; one that keeps failing, less often."""
 
+REAL: Final = Surroundings()
 Listener = Callable[[Entry, list[Change]], None]
 
 
 class Ledger:
     """Book and store together. Use as an async context manager, and keep `recover` running beside it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, around: Surroundings = REAL) -> None:
         """Open the database.
 
         Raises:
             StoreError: a subclass says why it cannot be.
         """
         self.book = Book()
-        self.store = Store(path, on_failure=self._on_failure)
+        self.now = around.clock
+        """The wall clock by which everything is recorded."""
+        self.store = Store(
+            path,
+            on_failure=self._on_failure,
+            in_thread=around.in_thread,
+            writes_in_thread=around.writes_in_thread,
+        )
         self._listeners: list[Listener] = []
         self._failure: StoreUnavailableError | None = None
         self._failed = trio.Event()
@@ -72,7 +80,7 @@ class Ledger:
         """
         if self._failure is not None:
             raise self._failure
-        at = wall_now() if at is None else at
+        at = self.now() if at is None else at
         changes = self.book.apply(entry, at)
         receipt = self.store.submit(at, entry, changes)
         for listener in self._listeners:
@@ -85,7 +93,7 @@ class Ledger:
         Raises:
             StoreUnavailableError: some of it will never be.
         """
-        await self.store.submit(wall_now()).committed()
+        await self.store.submit(self.now()).committed()
 
     async def recover(self) -> None:
         """Whenever the disk refused: read the book anew and try again, until it takes writes. Runs for ever."""

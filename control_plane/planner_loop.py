@@ -13,7 +13,6 @@ from typing import Final
 import attrs
 import trio
 
-from control_plane.clock import wall_now
 from control_plane.entries import (
     DispatchQueued,
     DispatchWithdrawn,
@@ -95,7 +94,7 @@ class PlannerLoop:
         held = self._shelf.fleet
         if held is None:
             return None
-        book, now = self._ledger.book, wall_now()
+        book, now = self._ledger.book, self._ledger.now()
         manifests = dict(self._plannable(now))
         return PlannerInput(
             now=now,
@@ -119,7 +118,7 @@ class PlannerLoop:
             StoreUnavailableError: it cannot be recorded.
         """
         given = self.given()
-        self._dirty, self.last_tick_at = False, wall_now()
+        self._dirty, self.last_tick_at = False, self._ledger.now()
         if given is None:
             return
         for queued, why in list(self._overtaken(given)):

@@ -14,8 +14,8 @@ import attrs
 import trio
 
 from control_plane.artifact_source import ArtifactSource, Raw
-from control_plane.clock import wall_now
 from control_plane.shelf import Held
+from control_plane.surroundings import InThread
 from evidence.artifacts import BadSignatureError, Verified
 from evidence.errors import EvidenceError
 from evidence.trust import KeySlot, TrustRoots, load_trust
@@ -43,8 +43,11 @@ class Look:
 class Prover:
     """Proves what a source has."""
 
-    def __init__(self, source: ArtifactSource, trust_file: Path) -> None:
+    def __init__(
+        self, source: ArtifactSource, trust_file: Path, *, clock: Callable[[], WallMs], in_thread: InThread
+    ) -> None:
         self._source, self._trust_file = source, trust_file
+        self._clock, self._in_thread = clock, in_thread
         self._proven: dict[str, tuple[str, object]] = {}
         self._asked_for: set[str] = set()
         self._trust_print = ""
@@ -55,10 +58,11 @@ class Prover:
         Raises:
             EvidenceError: the trust file cannot be read.
         """
-        trust = await trio.to_thread.run_sync(load_trust, self._trust_file)
+        trust: TrustRoots = await self._in_thread(load_trust, self._trust_file)
         trust_print = hashlib.sha256(repr(trust).encode()).hexdigest()
         self._asked_for = set()
-        return Look(at=wall_now(), trust=trust, trust_print=trust_print, same_trust=trust_print == self._trust_print)
+        same_trust = trust_print == self._trust_print
+        return Look(at=self._clock(), trust=trust, trust_print=trust_print, same_trust=same_trust)
 
     def end(self, look: Look) -> None:
         """End a look that went through, and forget what was not asked for in it."""
@@ -91,7 +95,7 @@ class Prover:
             return True
         slot = look.trust.ci_release_key
         try:
-            await trio.to_thread.run_sync(verify, held.raw.data, held.raw.signature, slot, look.at)
+            await self._in_thread(verify, held.raw.data, held.raw.signature, slot, look.at)
         except EvidenceError:
             return False
         return True
@@ -102,6 +106,6 @@ class Prover:
         if known is not None and known[0] == seen:
             return cast(Verified[Value], known[1])  # stored below under this name, so by this verify
         slot = look.trust.ci_release_key
-        proven = await trio.to_thread.run_sync(verify, raw.data, raw.signature, slot, look.at)
+        proven: Verified[Value] = await self._in_thread(verify, raw.data, raw.signature, slot, look.at)
         self._proven[name] = (seen, proven)
         return proven

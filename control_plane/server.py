@@ -29,7 +29,6 @@ from control_plane import service_manager
 from control_plane.adoption import Adopter
 from control_plane.agent_routes import AgentRoutes
 from control_plane.artifact_source import ArtifactSource, DirectorySource, HttpsSource
-from control_plane.clock import wall_now
 from control_plane.config import Configuration
 from control_plane.dispatch_desk import DispatchDesk
 from control_plane.enrolment import Enrolment
@@ -41,13 +40,14 @@ from control_plane.heartbeats import Heartbeats
 from control_plane.identity import CanonicalNames
 from control_plane.ingest import Ingest
 from control_plane.issuance import IssuanceLog, Issuer, load_issuer
-from control_plane.ledger import Ledger
+from control_plane.ledger import REAL, Ledger
 from control_plane.listening import BoundConfig, TlsConfig
 from control_plane.metrics import CONTENT_TYPE, Metrics
 from control_plane.operator_routes import OperatorRoutes
 from control_plane.planner_loop import PlannerLoop
 from control_plane.rows import Rollout
 from control_plane.shelf import Shelf
+from control_plane.surroundings import Surroundings
 from control_plane.tls import load_certificate, outgoing_context, server_context
 from control_plane.views import Views
 from wire.endpoints import METRICS
@@ -78,34 +78,42 @@ class ControlPlane:
 
 
 @asynccontextmanager
-async def assembled(config: Configuration) -> AsyncIterator[ControlPlane]:
-    """Everything made and connected, with the database open.
+async def assembled(config: Configuration, around: Surroundings = REAL) -> AsyncIterator[ControlPlane]:
+    """Everything made and connected, with the database open; `start_background` makes it live.
 
     Raises:
         ConfigurationError, StoreError: it cannot be.
     """
     names = CanonicalNames(suffix=config.agent_cn_suffix)
-    issuer = _issuer(config, names)
+    issuer = _issuer(config, names, around)
     async with AsyncExitStack() as stack:
         # The database last: what is wrong with the rest must not leave a new one behind.
         outside = outgoing_context(config.artifacts_ca_cert)
-        ledger = await stack.enter_async_context(Ledger(config.db_path))
+        ledger = await stack.enter_async_context(Ledger(config.db_path, around))
         client = await stack.enter_async_context(httpx.AsyncClient(timeout=30, trust_env=False, verify=outside))
         shelf, metrics = Shelf(), Metrics()
         planner = PlannerLoop(ledger=ledger, shelf=shelf, freshness_window_s=config.freshness_window_secs)
         adopter = Adopter(
-            source=_source(config, client),
+            source=_source(config, client, around),
             trust_file=config.trust_file,
             freshness_window_s=config.freshness_window_secs,
             ledger=ledger,
             shelf=shelf,
             on_change=planner.poke,
+            in_thread=around.in_thread,
             lists_required=config.strict,
         )
         desk, heartbeats = DispatchDesk(ledger, settle=planner.current), Heartbeats(ledger)
         ingest = Ingest(ledger=ledger, shelf=shelf, require_evidence=config.require_evidence)
         audit = IssuanceLog(path=config.audit_log)
-        guards = Guards(shelf=shelf, names=names, presence=planner.presence, metrics=metrics, strict=config.strict)
+        guards = Guards(
+            shelf=shelf,
+            names=names,
+            presence=planner.presence,
+            metrics=metrics,
+            clock=around.clock,
+            strict=config.strict,
+        )
         agents = AgentRoutes(
             guards=guards,
             ledger=ledger,
@@ -113,7 +121,14 @@ async def assembled(config: Configuration) -> AsyncIterator[ControlPlane]:
             desk=desk,
             ingest=ingest,
             heartbeats=heartbeats,
-            enrolment=Enrolment(ledger=ledger, shelf=shelf, trust_file=config.trust_file, issuer=issuer, audit=audit),
+            enrolment=Enrolment(
+                ledger=ledger,
+                shelf=shelf,
+                trust_file=config.trust_file,
+                issuer=issuer,
+                audit=audit,
+                in_thread=around.in_thread,
+            ),
             metrics=metrics,
             upstream=client,
             closure_upstream=config.closure_upstream,
@@ -153,7 +168,7 @@ async def serve(config: Configuration) -> None:
             with trio.move_on_after(PRIME_S):
                 await parts.adopter.look()
             async with trio.open_nursery() as background:
-                _start_background(background, parts, config)
+                start_background(background, parts, config)
                 async with trio.open_nursery() as servers:
                     await servers.start(_listen, parts.app, public, parts.stop)
                     LOG.info("listening on https://%s", public.address)
@@ -167,7 +182,8 @@ async def serve(config: Configuration) -> None:
                 background.cancel_scope.cancel()
 
 
-def _start_background(nursery: trio.Nursery, parts: ControlPlane, config: Configuration) -> None:
+def start_background(nursery: trio.Nursery, parts: ControlPlane, config: Configuration) -> None:
+    """Look at artifacts, plan, and mend what fails, for as long as the nursery lives."""
     nursery.start_soon(parts.ledger.recover)
     nursery.start_soon(parts.adopter.run, config.artifact_poll_secs)
     nursery.start_soon(parts.planner.run)
@@ -203,17 +219,23 @@ def _allow_many_connections() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 65_536) if hard > 0 else 65_536, hard))
 
 
-def _issuer(config: Configuration, names: CanonicalNames) -> Issuer | None:
+def _issuer(config: Configuration, names: CanonicalNames, around: Surroundings) -> Issuer | None:
     if config.fleet_ca_cert is None or config.fleet_ca_key is None:
         LOG.warning("no --fleet-ca-cert and --fleet-ca-key: nobody can enrol or renew")
         return None
-    return load_issuer(config.fleet_ca_cert, config.fleet_ca_key, names, config.agent_cert_validity_secs)
+    validity_s = config.agent_cert_validity_secs
+    return load_issuer(config.fleet_ca_cert, config.fleet_ca_key, names, validity_s, around.serial)
 
 
-def _source(config: Configuration, client: httpx.AsyncClient) -> ArtifactSource:
+def _source(config: Configuration, client: httpx.AsyncClient, around: Surroundings) -> ArtifactSource:
     if config.artifacts_url is None:
-        return DirectorySource(root=Path(config.artifacts))
-    return HttpsSource(base_url=config.artifacts_url, client=client, token_file=config.artifacts_token_file)
+        return DirectorySource(root=Path(config.artifacts), in_thread=around.in_thread)
+    return HttpsSource(
+        base_url=config.artifacts_url,
+        client=client,
+        token_file=config.artifacts_token_file,
+        in_thread=around.in_thread,
+    )
 
 
 def _application(routes: list[Route]) -> Starlette:
@@ -280,7 +302,7 @@ async def _obey(signals: AsyncIterator[int], parts: ControlPlane, config: Config
 async def _prune(ledger: Ledger, retention_days: int) -> None:
     """Let go of the hosts of rollouts that were superseded long ago. Their log stays."""
     while True:
-        oldest = wall_now() - retention_days * 86_400_000
+        oldest = ledger.now() - retention_days * 86_400_000
         for rollout in list(ledger.book.all(Rollout)):
             if rollout.pruned_at is None and rollout.superseded_at is not None and rollout.superseded_at < oldest:
                 try:

@@ -24,6 +24,7 @@ from control_plane.errors import StoreUnavailableError
 from control_plane.records import encode_entry, kind_of
 from control_plane.rows import Change
 from control_plane.schema import INSERT_LOG, load_book, open_database, open_reader, write_changes
+from control_plane.surroundings import InThread
 from state_machine.values import WallMs
 
 LOG: Final = logging.getLogger(__name__)
@@ -77,65 +78,92 @@ class Order(enum.Enum):
 class Store:
     """The database, written by its own thread. Use as an async context manager; leaving it commits what is waiting."""
 
-    def __init__(self, path: Path, *, on_failure: Callable[[StoreUnavailableError], None]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        on_failure: Callable[[StoreUnavailableError], None],
+        in_thread: InThread = trio.to_thread.run_sync,
+        writes_in_thread: bool = True,
+    ) -> None:
         """Open the file. `on_failure` is called in the event loop when the disk begins to refuse.
+
+        Reading happens `in_thread`; writing in a thread of its own, or in the event loop when it comes round.
 
         Raises:
             NewerSchemaError, DatabaseOpenError: as `schema.open_database`.
         """
         self.path = path
         self.commits = 0
-        self._on_failure = on_failure
+        self._on_failure, self._in_thread = on_failure, in_thread
         self._connection = open_database(path)
         self._reader = open_reader(path)
         self._one_reader = trio.CapacityLimiter(1)
         self._waiting: queue.SimpleQueue[Write | Order] = queue.SimpleQueue()
         self._refusing = False
-        self._thread = threading.Thread(target=self._run, name="store", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="store", daemon=True) if writes_in_thread else None
 
     async def __aenter__(self) -> "Store":
         self._loop = trio.lowlevel.current_trio_token()
-        self._thread.start()
+        if self._thread is not None:
+            self._thread.start()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self._waiting.put(Order.STOP)
+        self._put(Order.STOP)
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(self._thread.join)
+            if self._thread is not None:
+                await trio.to_thread.run_sync(self._thread.join)
+        if self._thread is None:
+            self._write_what_waits()
         self._reader.close()
         self._connection.close()
 
     def submit(self, at: WallMs, entry: Entry | None = None, changes: Sequence[Change] = ()) -> Receipt:
         """Queue a write. Without an entry, the receipt tells when everything submitted before is on the disk."""
         receipt = Receipt()
-        self._waiting.put(Write(receipt=receipt, at=at, entry=entry, changes=changes))
+        self._put(Write(receipt=receipt, at=at, entry=entry, changes=changes))
         return receipt
 
     def resume(self) -> None:
         """Take writes again, from those that are submitted after this call."""
-        self._waiting.put(Order.RESUME)
+        self._put(Order.RESUME)
 
     async def read(self, look: Callable[[sqlite3.Connection], Result]) -> Result:
         """What `look` finds in the committed database, in a thread."""
-        return await trio.to_thread.run_sync(look, self._reader, limiter=self._one_reader)
+        async with self._one_reader:
+            found: Result = await self._in_thread(look, self._reader)
+            return found
 
     async def load(self) -> Book:
         """The book as it is on the disk."""
         return await self.read(load_book)
 
-    # In the writer's thread
+    def _put(self, item: Write | Order) -> None:
+        self._waiting.put(item)
+        if self._thread is None:
+            self._loop.run_sync_soon(self._write_what_waits, idempotent=True)
+
+    def _write_what_waits(self) -> None:
+        while not self._waiting.empty():
+            self._write_some()
+
+    # In the writer's thread, if there is one
 
     def _run(self) -> None:
-        while True:
-            batch: list[Write] = []
-            order = self._next(batch, block=True)
-            while order is None and len(batch) < _BATCH and not self._waiting.empty():
-                order = self._next(batch, block=False)
-            self._finish(batch)
-            if order is Order.RESUME:
-                self._refusing = False
-            elif order is Order.STOP:
-                return
+        while self._write_some() is not Order.STOP:
+            pass
+
+    def _write_some(self) -> Order | None:
+        """Write what waits, at least one item and up to a batch or an order; the order."""
+        batch: list[Write] = []
+        order = self._next(batch, block=True)
+        while order is None and len(batch) < _BATCH and not self._waiting.empty():
+            order = self._next(batch, block=False)
+        self._finish(batch)
+        if order is Order.RESUME:
+            self._refusing = False
+        return order
 
     def _next(self, batch: list[Write], *, block: bool) -> Order | None:
         item = self._waiting.get(block=block)

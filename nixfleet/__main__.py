@@ -61,7 +61,8 @@ def _one_line(error: click.ClickException) -> str:
     """What click would say in three lines: the message, and where to read on."""
     context = error.ctx if isinstance(error, click.UsageError) else None
     hint = f" (see `{context.command_path} --help`)" if context is not None else ""
-    return f"{error.format_message()}{hint}"
+    message = " ".join(line.strip() for line in error.format_message().splitlines())
+    return f"{message}{hint}"
 
 
 def _say(message: str, status: int) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nixfleet_agent import __version__
-from nixfleet_agent.config import merge
+from nixfleet_agent.config import SECONDS_MAX, merge
 from nixfleet_agent.errors import EXIT_RUNTIME, AgentError
 from nixfleet_agent.launch import complain, launch
 from nixfleet_agent.options import OPTIONS, Kind, Option, Raw, from_environment
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from nixfleet_agent import terminal
 
 PROGRAM = "nixfleet-agent"
+MOST_LINES = 10_000
+ENTRY = click.IntRange(min=1, max=2**53)
+"""The number of a journal entry."""
 
 _METAVAR = {
     Kind.SECONDS: "SECONDS",
@@ -92,7 +95,8 @@ def run() -> int:
     except click.ClickException as error:
         context = error.ctx if isinstance(error, click.UsageError) else None
         hint = f" (see `{context.command_path} --help`)" if context is not None else ""
-        click.echo(f"{PROGRAM}: {error.format_message()}{hint}", err=True)
+        message = " ".join(line.strip() for line in error.format_message().splitlines())
+        click.echo(f"{PROGRAM}: {message}{hint}", err=True)
         return error.exit_code
     except click.Abort:
         return 130
@@ -128,7 +132,7 @@ def _guard(work: Callable[[], int | None]) -> None:
 @click.option(
     "-n",
     "--lines",
-    type=click.IntRange(min=0),
+    type=click.IntRange(min=0, max=MOST_LINES),
     default=5,
     show_default=True,
     metavar="N",
@@ -242,7 +246,14 @@ def check_config(raw: Raw, as_json: bool) -> None:
 
 
 @cli.command("run-once")
-@click.option("--timeout", default=3600, show_default=True, metavar="SECONDS", help="Give up after this long.")
+@click.option(
+    "--timeout",
+    type=click.IntRange(min=1, max=SECONDS_MAX),
+    default=3600,
+    show_default=True,
+    metavar="SECONDS",
+    help="Give up after this long.",
+)
 @click.pass_obj
 def run_once(raw: Raw, timeout: int) -> None:
     """Take what is due for this host, see it through, and exit.
@@ -261,7 +272,7 @@ def journal_group() -> None:
 
 
 @journal_group.command("show")
-@click.option("--since", type=int, default=1, show_default=True, metavar="N", help="First entry.")
+@click.option("--since", type=ENTRY, default=1, show_default=True, metavar="N", help="First entry.")
 @click.option("--json", "as_json", is_flag=True, help="One entry a line, as signed.")
 @click.pass_obj
 def journal_show(raw: Raw, since: int, as_json: bool) -> None:
@@ -272,7 +283,7 @@ def journal_show(raw: Raw, since: int, as_json: bool) -> None:
 
 
 @journal_group.command("verify")
-@click.option("--watermark", type=int, metavar="N", help="Entries that must be there, known from elsewhere.")
+@click.option("--watermark", type=ENTRY, metavar="N", help="Entries that must be there, known from elsewhere.")
 @click.pass_obj
 def journal_verify(raw: Raw, watermark: int | None) -> None:
     """Check the chain and every signature; exit 1 and name the first bad entry."""

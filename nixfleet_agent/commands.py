@@ -32,6 +32,10 @@ _DRAIN_S: Final = 0.25
 # A grandchild that left the group may hold the pipes open for ever; what the child itself wrote is read by then.
 
 
+_MANAGERS: Final = frozenset({"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"})
+# A child that found the service manager's socket would speak for this process: systemctl tells its failures there.
+
+
 @attrs.frozen(kw_only=True)
 class CommandError(Exception):
     """A program could not be started at all."""
@@ -162,13 +166,14 @@ class _Child:
 
 
 async def _start(argv: Sequence[str], *, env: Mapping[str, str] | None, stdin: bytes, cwd: str | None) -> _Child:
+    given = os.environ if env is None else env
     try:
         process = await trio.lowlevel.open_process(
             list(argv),
             stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=env,
+            env={name: value for name, value in given.items() if name not in _MANAGERS},
             cwd=cwd,
             start_new_session=True,
         )

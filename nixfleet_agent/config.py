@@ -4,6 +4,7 @@ Paths come out absolute, since switches run in another directory. Nothing is ope
 """
 
 import os
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -205,7 +206,7 @@ def _build(reader: _Reader) -> Config:
         tags=reader.items("tag"),
         cache_urls=_cache_urls(reader),
         metrics_port=_port(reader),
-        metrics_address=reader.required("metrics_address"),
+        metrics_address=_metrics_address(reader),
         dry_run=reader.flag("dry_run"),
         allow_insecure=reader.flag("allow_insecure"),
         log_format=reader.choice("log_format"),
@@ -265,6 +266,25 @@ def _port(reader: _Reader) -> int | None:
     if not 0 <= port <= 65535:
         reader.wrong("metrics_port", f"{str(port)[:20]} is not a port number")
     return None if reader.text("metrics_port") is None else port
+
+
+def _metrics_address(reader: _Reader) -> str:
+    text = reader.required("metrics_address")
+    if text and not _can_be_listened_on(text):
+        reader.wrong("metrics_address", f"{text[:80]!r} is no address, such as 127.0.0.1 for this host alone")
+    return text
+
+
+def _can_be_listened_on(text: str) -> bool:
+    """An address, or a name that can be looked up, without a port."""
+    if ":" not in text:
+        # Longer labels, and empty ones, make the resolver raise what is no error of the system.
+        return text.isascii() and _is_plain(text) and all(0 < len(label) < 64 for label in text.split("."))
+    try:
+        socket.inet_pton(socket.AF_INET6, text.partition("%")[0])
+    except (UnicodeError, OSError):
+        return False
+    return _is_plain(text)
 
 
 def _cache_urls(reader: _Reader) -> tuple[str, ...]:

@@ -5,6 +5,8 @@ takes stock of the host (`Booted`) and everything else follows from what `step` 
 configuration ends the process; a control plane that is away, a full disk or a damaged journal do not.
 """
 
+import errno
+import functools
 import logging
 import os
 import signal
@@ -16,16 +18,9 @@ from typing import Any, Final
 import attrs
 import trio
 
-from evidence.errors import EvidenceError
 from evidence.host_key import HostKey, load_host_key
-from evidence.trust import load_trust
-from nixfleet_agent import __version__, child, control, lean, once
-from nixfleet_agent.activation.inhibitors import chosen
-from nixfleet_agent.activation.interface import Platform, Store
-from nixfleet_agent.activation.paths import Paths
-from nixfleet_agent.activation.platforms import platform_for
+from nixfleet_agent import __version__, child, lean, once
 from nixfleet_agent.applier import Applier, Workers
-from nixfleet_agent.clock import now
 from nixfleet_agent.config import Config
 from nixfleet_agent.desk import Desk, Uplink
 from nixfleet_agent.errors import ConfigurationError
@@ -39,6 +34,7 @@ from nixfleet_agent.runtime import Runtime
 from nixfleet_agent.service_manager import ServiceManager
 from nixfleet_agent.status import CONFIGURED, document, one_line
 from nixfleet_agent.supervision import keep_going
+from nixfleet_agent.surroundings import Surroundings, real_surroundings
 from nixfleet_agent.telemetry import Telemetry
 from nixfleet_agent.workers.activation import ActivationWorker
 from nixfleet_agent.workers.certificate import CertificateWorker
@@ -48,7 +44,7 @@ from nixfleet_agent.workers.intent import DocumentCache, IntentWorker
 from nixfleet_agent.workers.outbound import OutboundWorker
 from state_machine.events import Booted, Poked, ProbesDeclared, QuarantineCleared
 from state_machine.state import State
-from state_machine.values import Closure, SwitchMethod, WallMs, is_closure
+from state_machine.values import Closure, WallMs, is_closure
 from wire.timestamps import format_rfc3339
 
 assert lean  # imported for what it keeps out, before anything imports httpx
@@ -66,7 +62,7 @@ class Parts:
     runtime: Runtime
     desk: Desk
     workers: Workers
-    platform: Platform
+    around: Surroundings
     manager: ServiceManager
     telemetry: Telemetry
     opened: Opened
@@ -78,6 +74,14 @@ class Signals:
 
     stop: AsyncIterator[int]
     hangup: AsyncIterator[int]
+
+
+@attrs.frozen(kw_only=True)
+class Ended:
+    """How a run ended. `reborn`: the journal can be used again, and the process is to start itself anew."""
+
+    exit_status: int
+    reborn: bool
 
 
 async def run(config: Config, once_within_s: float | None = None) -> int:
@@ -92,16 +96,31 @@ async def run(config: Config, once_within_s: float | None = None) -> int:
         trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as stop,
         trio.open_signal_receiver(signal.SIGHUP) as hup,
     ):
-        host_key = load_host_key(config.ssh_host_key_file)
-        probes = probes_or_failure(config)
-        platform = make_platform(config)
-        opened = open_ledger(config.state_dir, host_key=host_key, hostname=config.machine_id)
-        try:
-            return await _run_with(
-                Signals(stop=stop, hangup=hup), config, host_key, probes, platform, opened, once_within_s
-            )
-        finally:
-            opened.close()
+        around = real_surroundings(config)
+        ended = await live(config, around, Signals(stop=stop, hangup=hup), once_within_s)
+        if ended.reborn:
+            os.execv(sys.executable, child.same_command())
+        return ended.exit_status
+
+
+async def live(config: Config, around: Surroundings, signals: Signals, once_within_s: float | None = None) -> Ended:
+    """One life of the daemon in the surroundings it is given. Raises as `run` does."""
+    host_key = load_host_key(config.ssh_host_key_file)
+    probes = probes_or_failure(config)
+    opening = functools.partial(
+        open_ledger,
+        config.state_dir,
+        host_key=host_key,
+        hostname=config.machine_id,
+        in_thread=around.in_thread,
+        make=around.make_journal,
+    )
+    opened: Opened = await around.in_thread(opening)
+    try:
+        exit_status = await _run_with(signals, config, host_key, probes, around, opened, once_within_s)
+        return Ended(exit_status=exit_status, reborn=opened.reborn)
+    finally:
+        opened.close()
 
 
 async def _run_with(
@@ -109,24 +128,24 @@ async def _run_with(
     config: Config,
     host_key: HostKey,
     probes: tuple[Probe, ...],
-    platform: Platform,
+    around: Surroundings,
     opened: Opened,
     once_within_s: float | None,
 ) -> int:
     # Told to stop before it is over, a single run has not done what it was for.
     exit_status = 0 if once_within_s is None else once.NOT_OVER
-    parts = _assemble(config, host_key, probes, platform, opened)
+    parts, observe = _assemble(config, host_key, probes, around, opened), around.platform.observe
     settings = attrs.evolve(config.settings(), holds=opened.holds)
     if once_within_s is not None:
         settings = attrs.evolve(settings, long_poll_wait_s=once.LONG_POLL_WAIT_S)
     specs = tuple(spec(probe) for probe in probes)
     # What can be wrong with the configuration shows here, before any task runs; the channel holds the events so far.
-    await parts.runtime.tell(Booted(at=now(), settings=settings, system=platform.observe(), probes=specs))
+    await parts.runtime.tell(Booted(at=around.clock(), settings=settings, system=observe(), probes=specs))
     await parts.workers.certificate.load()
     listeners = await _metrics_listeners(config)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_stop_on_signal, signals.stop, nursery.cancel_scope, parts.manager)
-        applier = Applier(parts.desk, parts.workers, platform.observe, nursery)
+        applier = Applier(parts.desk, parts.workers, observe, nursery)
         nursery.start_soon(parts.runtime.reduce, applier, name="reducer")
         nursery.start_soon(parts.runtime.alarm, name="alarm")
         _start_helpers(parts, signals, nursery)
@@ -142,54 +161,62 @@ async def _run_with(
             nursery.cancel_scope.cancel()
     with trio.move_on_after(CLOSE_WITHIN_S):
         await parts.desk.uplink.close()
-    if opened.reborn:
-        os.execv(sys.executable, child.same_command())
     return exit_status
 
 
 def _assemble(
-    config: Config, host_key: HostKey, probes: tuple[Probe, ...], platform: Platform, opened: Opened
+    config: Config, host_key: HostKey, probes: tuple[Probe, ...], around: Surroundings, opened: Opened
 ) -> Parts:
-    telemetry = Telemetry(started_mono_ms=now().mono_ms)
+    clock, observe = around.clock, around.platform.observe
+    telemetry = Telemetry(started_mono_ms=clock().mono_ms)
     manager = ServiceManager(os.environ)
     runtime = Runtime(
         state=State(known=opened.known),
         ledger=opened.ledger,
-        clock=now,
+        clock=clock,
         telemetry=telemetry,
         after_turn=lambda state: _tell_manager(manager, state),
         wake_s=manager.watchdog_s,
+        in_thread=around.in_thread,
+        witness=around.witness,
     )
     desk = Desk(
         config=config,
         host_key=host_key,
-        clock=now,
+        clock=clock,
         tell=runtime.tell,
         state=runtime.state,
-        uplink=Uplink(now),
+        uplink=Uplink(clock),
         telemetry=telemetry,
+        jitter=around.dice,
     )
 
     async def take_reading(reading: ProbeReading) -> None:
         telemetry.probe_seconds[reading.name] = reading.duration_ms / 1000
         await runtime.tell(reading.event())
 
-    context = ProbeContext(clock=now, hostname=config.machine_id, activated=now(), host_public_key=host_key.public)
+    context = ProbeContext(
+        clock=clock,
+        hostname=config.machine_id,
+        activated=clock(),
+        host_public_key=host_key.public,
+        http=around.http_prober(),
+    )
     workers = Workers(
         intent=IntentWorker(desk, DocumentCache(config.state_dir)),
-        dispatch=DispatchWorker(desk, platform.observe),
-        heartbeat=HeartbeatWorker(desk, platform.observe),
+        dispatch=DispatchWorker(desk, observe),
+        heartbeat=HeartbeatWorker(desk, observe),
         outbound=OutboundWorker(desk, opened.facts),
-        certificate=CertificateWorker(desk),
-        activation=ActivationWorker(desk, platform, opened.journal_id),
-        probes=ProbeSet(probes, context=context, send=take_reading),
+        certificate=CertificateWorker(desk, around.connect, around.certificate_tool),
+        activation=ActivationWorker(desk, around.platform, opened.journal_id),
+        probes=ProbeSet(probes, context=context, send=take_reading, jitter=around.dice),
     )
     return Parts(
         config=config,
         runtime=runtime,
         desk=desk,
         workers=workers,
-        platform=platform,
+        around=around,
         manager=manager,
         telemetry=telemetry,
         opened=opened,
@@ -202,7 +229,7 @@ def _start_helpers(parts: Parts, signals: Signals, nursery: trio.Nursery) -> Non
     nursery.start_soon(_reload_on_hangup, signals.hangup, parts, name="hangup")
 
     async def serve_control() -> None:
-        await control.serve(parts.config.state_dir, lambda request: _answer(parts, request), restarts)
+        await parts.around.serve_control(parts.config.state_dir, lambda request: _answer(parts, request), restarts)
 
     nursery.start_soon(keep_going, "control", serve_control, restarts, name="control")
 
@@ -213,18 +240,23 @@ async def _metrics_listeners(config: Config) -> list[trio.SocketListener]:
     try:
         return await trio.open_tcp_listeners(config.metrics_port, host=config.metrics_address)
     except OSError as error:
-        where = f"{config.metrics_address}:{config.metrics_port}"
-        raise ConfigurationError(problems=(f"--metrics-port: cannot listen on {where}: {error.strerror}",)) from error
+        where = _place(config.metrics_address, config.metrics_port)
+        flag = "--metrics-port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--metrics-address"
+        problem = f"{flag}: cannot listen on {where}: {error.strerror}; choose another"
+        raise ConfigurationError(problems=(problem,)) from error
 
 
 def _serve_metrics(parts: Parts, nursery: trio.Nursery, listeners: list[trio.SocketListener]) -> None:
     from nixfleet_agent import metrics
 
-    source = metrics.Source(state=parts.runtime.state, clock=now, telemetry=parts.telemetry)
+    source = metrics.Source(state=parts.runtime.state, clock=parts.around.clock, telemetry=parts.telemetry)
     nursery.start_soon(metrics.serve, source, listeners, name="metrics")
     host, port = listeners[0].socket.getsockname()[:2]
-    place = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    log.info("metrics", extra={"fields": {"url": f"http://{place}/metrics"}})
+    log.info("metrics", extra={"fields": {"url": f"http://{_place(host, port)}/metrics"}})
+
+
+def _place(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 async def _stop_on_signal(signals: AsyncIterator[int], scope: trio.CancelScope, manager: ServiceManager) -> None:
@@ -247,7 +279,8 @@ async def _reload(parts: Parts) -> None:
     except ConfigurationError as error:
         log.error("the health checks were not reloaded", extra={"fields": {"problems": list(error.problems)}})
     else:
-        await parts.runtime.tell(ProbesDeclared(at=now(), probes=tuple(spec(probe) for probe in probes)))
+        declared = tuple(spec(probe) for probe in probes)
+        await parts.runtime.tell(ProbesDeclared(at=parts.around.clock(), probes=declared))
     await _poke(parts)
 
 
@@ -255,7 +288,7 @@ async def _poke(parts: Parts) -> None:
     """Try everything now that would be tried later."""
     parts.opened.poke()
     parts.runtime.try_journal_now()
-    await parts.runtime.tell(Poked(at=now()))
+    await parts.runtime.tell(Poked(at=parts.around.clock()))
 
 
 async def _answer(parts: Parts, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -264,7 +297,7 @@ async def _answer(parts: Parts, request: Mapping[str, Any]) -> dict[str, Any]:
     match request.get("do"):
         case "status":
             state = parts.runtime.state()
-            said = document(state.known, state.session, now())
+            said = document(state.known, state.session, parts.around.clock())
             said["contact"]["causes"] = dict(parts.telemetry.causes)
             said |= {"tags": list(parts.config.tags), "journal_error": parts.telemetry.journal_stuck}
             return {**said, "process": _process(parts), "configured": _configured(parts.config)}
@@ -278,7 +311,7 @@ async def _answer(parts: Parts, request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _process(parts: Parts) -> dict[str, Any]:
-    at = now()
+    at = parts.around.clock()
     started = WallMs(at.wall_ms - max(0, at.mono_ms - parts.telemetry.started_mono_ms))
     return {"pid": os.getpid(), "since": format_rfc3339(started)}
 
@@ -301,53 +334,12 @@ async def _clear_quarantine(parts: Parts, request: Mapping[str, Any]) -> dict[st
     # What is not text in UTF-8 could not be journaled.
     by = str(request.get("by", "operator"))[:64].encode("utf-8", "replace").decode()
     cleared = None if closure is None else Closure(closure)
-    await parts.runtime.tell(QuarantineCleared(at=now(), closure=cleared, by=by))
+    await parts.runtime.tell(QuarantineCleared(at=parts.around.clock(), closure=cleared, by=by))
     with trio.move_on_after(CLEAR_WITHIN_S):
         while wanted & set(parts.runtime.state().known.quarantine):
             await parts.runtime.turned()
         return {"ok": True}
     return {"error": f"not yet: {parts.telemetry.journal_stuck or 'the agent is busy'}"}
-
-
-def make_platform(config: Config) -> Platform:
-    """The host as configured: its store, its links, the way it is switched."""
-    paths = Paths(
-        store=str(config.store_dir),
-        store_root=None if config.store_root is None else str(config.store_root),
-        profile=str(config.profile),
-        current_system=str(config.current_system),
-        booted_system=str(config.booted_system),
-        switch_lock=str(config.switch_lock),
-        boot_id=str(config.boot_id_file),
-        gc_roots=_gc_roots(config),
-        work=str(config.state_dir / "activation"),
-    )
-    method = SwitchMethod.DRY_RUN if config.dry_run else config.switch_method
-    return platform_for(method, paths=paths, store=_store(config, paths), components=chosen(config.defer_for))
-
-
-def _gc_roots(config: Config) -> str:
-    if config.store == "nix" and config.store_root is None and os.access("/nix/var/nix/gcroots", os.W_OK):
-        return "/nix/var/nix/gcroots/nixfleet-agent"
-    root = config.state_dir if config.store_root is None else config.store_root
-    return str(root / "nix/var/nix/gcroots/nixfleet-agent") if config.store_root else str(root / "gcroots")
-
-
-def _store(config: Config, paths: Paths) -> Store:
-    # A host has one of them; the other would only take up memory.
-    if config.store == "nix":
-        from nixfleet_agent.activation.nix_store import NixStore
-
-        return NixStore(paths=paths)
-    from nixfleet_agent.activation.cache_keys import TrustedKeys
-    from nixfleet_agent.activation.directory_store import DirectoryStore
-
-    try:
-        keys = load_trust(config.trust_file).cache_keys
-    except EvidenceError as error:
-        problem = f"--trust-file: {config.trust_file}: {error}"
-        raise ConfigurationError(problems=(problem,)) from error
-    return DirectoryStore(paths=paths, trusted=TrustedKeys.parse(keys))
 
 
 def _tell_manager(manager: ServiceManager, state: State) -> None:
@@ -364,8 +356,11 @@ def prepare_state_dir(path: Path) -> None:
     """
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not os.access(path, os.R_OK | os.X_OK):
-            raise PermissionError(13, "Permission denied")
+        # A disk that went read-only is lived with until it is mended; a directory of somebody else's is no such thing.
+        read_only = os.statvfs(path).f_flag & os.ST_RDONLY
+        if not os.access(path, os.R_OK | os.X_OK | (0 if read_only else os.W_OK)):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        problem = f"--state-dir: {path} cannot be used: {error.strerror}; create it for this user or name another"
+        what = "it is not a directory" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
+        problem = f"--state-dir: {path} cannot be used: {what}; create it for this user or name another"
         raise ConfigurationError(problems=(problem,)) from error

@@ -6,6 +6,7 @@ What a certificate says is read once, by a short-lived process, and remembered b
 import contextlib
 import hashlib
 import json
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +20,9 @@ from state_machine.values import HostName, WallMs
 
 CERTIFICATE_LIMIT: Final = 64 * 1024
 HELPER_TIMEOUT_S: Final = 30.0
+CertificateTool = Callable[[dict[str, str]], Awaitable[dict[str, Any]]]
+"""Answers a request to `nixfleet_agent.certificates`. Raises `UnusableCertificateError`."""
+
 _FACTS: Final = frozenset({"cn", "not_before_ms", "not_after_ms", "fits_key"})
 
 
@@ -63,17 +67,43 @@ def read_pem(path: Path) -> bytes | None:
         raise UnusableCertificateError(problem=f"the client certificate {path}: {error.strerror}") from error
 
 
-async def make_csr(machine_id: HostName, key: Path) -> str:
+async def ask_in_a_process(request: dict[str, str]) -> dict[str, Any]:
+    """The certificate tool, in a process that ends.
+
+    Raises:
+        UnusableCertificateError: it would not have what it was given, or could not be run.
+    """
+    argv, env = child.module_command("nixfleet_agent.certificates"), child.module_environment()
+    try:
+        done = await run(argv, env=env, timeout_s=HELPER_TIMEOUT_S, stdin=json.dumps(request).encode())
+    except CommandError as error:
+        raise UnusableCertificateError(problem=str(error)) from error
+    if not done.ok:
+        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        raise UnusableCertificateError(problem=said[-1] if said else "the certificate tool failed without a word")
+    answer = json.loads(done.stdout)
+    assert isinstance(answer, dict)
+    return answer
+
+
+async def make_csr(machine_id: HostName, key: Path, *, ask: CertificateTool = ask_in_a_process) -> str:
     """A PEM signing request for this host, signed by its own key.
 
     Raises:
         UnusableCertificateError: the key cannot sign one.
     """
-    answer = await _ask({"do": "csr", "machine_id": machine_id, "key": str(key)})
+    answer = await ask({"do": "csr", "machine_id": machine_id, "key": str(key)})
     return str(answer["csr_pem"])
 
 
-async def inspect(pem: bytes, key: Path, *, path: Path | None = None, remember: Path | None = None) -> Certificate:
+async def inspect(
+    pem: bytes,
+    key: Path,
+    *,
+    path: Path | None = None,
+    remember: Path | None = None,
+    ask: CertificateTool = ask_in_a_process,
+) -> Certificate:
     """Read a certificate, of the file `path` or from the control plane.
 
     With `remember`, what it says is kept there for the next start, if that is possible.
@@ -87,7 +117,7 @@ async def inspect(pem: bytes, key: Path, *, path: Path | None = None, remember: 
         where = "what the control plane sent" if path is None else f"the client certificate {path}"
         request = {"do": "inspect", "cert_pem": pem.decode("utf-8", "replace"), "key": str(key)}
         try:
-            facts = await _ask(request)
+            facts = await ask(request)
         except UnusableCertificateError as error:
             raise UnusableCertificateError(problem=f"{where}: {error}") from error
         if remember is not None:
@@ -137,17 +167,3 @@ def _remembered(path: Path | None, stamp: str) -> dict[str, Any] | None:
         return facts if facts is None or set(facts) >= _FACTS else None
     except (ValueError, KeyError, TypeError, OSError):
         return None
-
-
-async def _ask(request: dict[str, str]) -> dict[str, Any]:
-    argv, env = child.module_command("nixfleet_agent.certificates"), child.module_environment()
-    try:
-        done = await run(argv, env=env, timeout_s=HELPER_TIMEOUT_S, stdin=json.dumps(request).encode())
-    except CommandError as error:
-        raise UnusableCertificateError(problem=str(error)) from error
-    if not done.ok:
-        said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        raise UnusableCertificateError(problem=said[-1] if said else "the certificate tool failed without a word")
-    answer = json.loads(done.stdout)
-    assert isinstance(answer, dict)
-    return answer

@@ -20,7 +20,8 @@ from nixfleet_agent.journal.checkpoints import Restored
 from nixfleet_agent.journal.errors import CorruptJournalError, JournalBusyError, JournalError, JournalWriteError
 from nixfleet_agent.journal.lock import take_lock
 from nixfleet_agent.journal.store import Journal, set_aside
-from nixfleet_agent.runtime import Entry, Ledger
+from nixfleet_agent.journal.upgrade import upgrade
+from nixfleet_agent.runtime import Entry, InThread, Ledger
 from nixfleet_agent.workers.outbound import FactStore, StoredFact
 from state_machine.state import GENESIS, Known, State
 from state_machine.step import step
@@ -46,12 +47,14 @@ class _Source(Protocol):
 class JournalFacts:
     """Reads facts from the journal without holding up the event loop."""
 
-    def __init__(self, source: _Source) -> None:
+    def __init__(self, source: _Source, in_thread: InThread) -> None:
         self._source = source
+        self._in_thread = in_thread
 
     async def facts_from(self, rollout_id: RolloutId, from_seq: int, limit: int) -> Sequence[StoredFact]:
         """At most `limit` facts of the rollout from `from_seq` on, in order."""
-        return await trio.to_thread.run_sync(self._source.facts_from, rollout_id, from_seq, limit)
+        facts: Sequence[StoredFact] = await self._in_thread(self._source.facts_from, rollout_id, from_seq, limit)
+        return facts
 
 
 class NoJournal:
@@ -83,6 +86,7 @@ class Opened:
     known: Known
     journal_id: str
     close: Callable[[], None]
+    in_thread: InThread
     try_again: Callable[[], bool] = lambda: False
     holds: str = ""
     reborn: bool = False
@@ -99,7 +103,7 @@ class Opened:
             self._poked = trio.Event()
             with trio.move_on_after(TRY_AGAIN_S):
                 await self._poked.wait()
-            if await trio.to_thread.run_sync(self.try_again):
+            if await self.in_thread(self.try_again):
                 break
         log.info("the journal can be used again; starting anew")
         self.reborn = True
@@ -129,36 +133,44 @@ class _Claim:
             self._lock = None
 
 
-def open_ledger(state_dir: Path, *, host_key: HostKey, hostname: HostName) -> Opened:
-    """Open and fold the journal.
+def open_ledger(
+    state_dir: Path,
+    *,
+    host_key: HostKey,
+    hostname: HostName,
+    in_thread: InThread = trio.to_thread.run_sync,
+    make: Callable[[Path], None] = upgrade,
+) -> Opened:
+    """Open and fold the journal; `make` makes its file. What is asked of it later runs `in_thread`.
 
     Raises:
         JournalBusyError: another process has it.
     """
     path = state_dir / JOURNAL_NAME
     try:
-        journal, known = _open(path, host_key, hostname)
+        journal, known = _open(path, host_key, hostname, make)
     except JournalBusyError:
         raise
     except JournalError as error:
         holds = _keep_aside(path, error)
         claim = _Claim(path)
         claim.take()
-        return _without(holds, claim, lambda: _open(path, host_key, hostname)[0].close())
+        return _without(holds, claim, lambda: _open(path, host_key, hostname, make)[0].close(), in_thread)
     return Opened(
         ledger=journal,
-        facts=JournalFacts(journal),
+        facts=JournalFacts(journal, in_thread),
         known=known,
         journal_id=journal.journal_id,
         close=journal.close,
+        in_thread=in_thread,
     )
 
 
-def _open(path: Path, host_key: HostKey, hostname: HostName) -> tuple[Journal, Known]:
+def _open(path: Path, host_key: HostKey, hostname: HostName, make: Callable[[Path], None]) -> tuple[Journal, Known]:
     damaged = _damaged(path)
     if damaged is not None and not path.exists():
         raise JournalWriteError(problem=f"{damaged.name} was set aside; see `nixfleet-agent journal begin`")
-    journal = Journal.open(path, host_key=host_key, hostname=hostname)
+    journal = Journal.open(path, host_key=host_key, hostname=hostname, make=make)
     try:
         known = fold(journal)
         if journal.entries_since_checkpoint > 0:
@@ -195,7 +207,7 @@ def _keep_aside(path: Path, error: JournalError) -> str:
     return str(error)
 
 
-def _without(holds: str, claim: _Claim, attempt: Callable[[], None]) -> Opened:
+def _without(holds: str, claim: _Claim, attempt: Callable[[], None], in_thread: InThread) -> Opened:
     def try_again() -> bool:
         claim.release()
         try:
@@ -209,10 +221,11 @@ def _without(holds: str, claim: _Claim, attempt: Callable[[], None]) -> Opened:
     nothing = NoJournal()
     return Opened(
         ledger=nothing,
-        facts=JournalFacts(nothing),
+        facts=JournalFacts(nothing, in_thread),
         known=Known(),
         journal_id="none",
         close=claim.release,
+        in_thread=in_thread,
         try_again=try_again,
         holds=holds,
     )

@@ -22,6 +22,7 @@ from state_machine.state import State, fact_backlog
 from state_machine.values import Moment, Phase, ProbeStatus
 
 if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
     from prometheus_client.core import GaugeMetricFamily, Metric
 
 REQUEST_TIMEOUT_S: Final = 10.0
@@ -170,7 +171,7 @@ async def serve(source: Source, listeners: list[trio.SocketListener]) -> None:
     await trio.serve_listeners(answer, listeners)
 
 
-async def _serve_one(stream: trio.SocketStream, registry: object, source: Source) -> None:
+async def _serve_one(stream: trio.SocketStream, registry: "CollectorRegistry", source: Source) -> None:
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=16 * 1024)
     try:
         request = await _next_request(stream, connection)
@@ -197,14 +198,14 @@ async def _next_request(stream: trio.SocketStream, connection: h11.Connection) -
         connection.receive_data(await stream.receive_some(16 * 1024))
 
 
-def _respond(request: h11.Request, registry: object, source: Source) -> tuple[int, str, bytes]:
+def _respond(request: h11.Request, registry: "CollectorRegistry", source: Source) -> tuple[int, str, bytes]:
     from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
     path = request.target.partition(b"?")[0]
     if request.method not in (b"GET", b"HEAD"):
         return 405, "text/plain", b"only GET\n"
     if path == b"/metrics":
-        return 200, CONTENT_TYPE_LATEST, generate_latest(registry)  # type: ignore[arg-type]  # object hides the import
+        return 200, CONTENT_TYPE_LATEST, generate_latest(registry)
     if path == b"/healthz":
         trouble = source.telemetry.journal_stuck or source.state().known.settings.holds
         body = json.dumps({"ok": not trouble} | ({"reason": trouble} if trouble else {}))

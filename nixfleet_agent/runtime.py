@@ -10,7 +10,7 @@ everything that needs no memory (heartbeats, polls, probes) goes on.
 
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import attrs
 import trio
@@ -25,6 +25,9 @@ from state_machine.state import Known, State
 from state_machine.step import step
 from state_machine.turn import Step
 from state_machine.values import Moment, RolloutId, WallMs
+
+if TYPE_CHECKING:
+    from state_machine.passages import Passage
 
 CHANNEL_SIZE: Final = 64
 BATCH: Final = 256
@@ -63,7 +66,11 @@ class Ledger(Protocol):
         ...
 
 
-InThread = Callable[..., Awaitable[object]]
+InThread = Callable[..., Awaitable[Any]]
+"""Runs a function that blocks, with its arguments, and returns what it returns."""
+
+
+Witness = Callable[[Sequence["Passage"]], None]
 
 
 @attrs.frozen(kw_only=True)
@@ -76,6 +83,7 @@ class Runtime:
     """Owns the state. Workers reach it through `tell`; orders leave through `apply`.
 
     `after_turn` is called with the state whenever the reducer has turned, and every `wake_s` seconds in any case.
+    `witness` is shown the steps that took effect together: they are on record by then, and nothing is carried out yet.
     """
 
     def __init__(
@@ -88,6 +96,7 @@ class Runtime:
         after_turn: Callable[[State], None] = lambda state: None,
         wake_s: float | None = None,
         in_thread: InThread = trio.to_thread.run_sync,
+        witness: Witness | None = None,
     ) -> None:
         self._state = state
         self._ledger = ledger
@@ -96,6 +105,7 @@ class Runtime:
         self._after_turn = after_turn
         self._wake_s = wake_s
         self._in_thread = in_thread
+        self._witness = witness
         self._send, self._receive = trio.open_memory_channel[Event](CHANNEL_SIZE)
         self._held_back: list[Event] = []
         self._retry_at = 0.0
@@ -181,7 +191,8 @@ class Runtime:
         durable = [(item.event, item.step.facts) for item in worked if item.step.durable]
         if durable and not await self._commit(durable):
             return self._go_on_without_journal(events, apply)
-        self._state = state
+        before, self._state = self._state, state
+        self._show(before, worked)
         for item in worked:
             self._carry_out(item.step, apply)
         self._announce()
@@ -220,7 +231,8 @@ class Runtime:
             if outcome.durable:
                 self._hold_back(event)
             else:
-                self._state = outcome.state
+                before, self._state = self._state, outcome.state
+                self._show(before, [_Worked(event=event, step=outcome)])
                 self._carry_out(outcome, apply)
         self._announce()
 
@@ -229,6 +241,17 @@ class Runtime:
         if isinstance(event, Tick | ProbeObserved) or len(self._held_back) >= HELD_BACK_MAX:
             return
         self._held_back.append(event)
+
+    def _show(self, before: State, worked: Sequence[_Worked]) -> None:
+        if self._witness is None:
+            return
+        from state_machine.passages import Passage  # where nobody watches, nothing of it is in memory
+
+        passages = []
+        for item in worked:
+            passages.append(Passage(before=before, event=item.event, step=item.step))
+            before = item.step.state
+        self._witness(passages)
 
     def _carry_out(self, outcome: Step, apply: Callable[[Action], None]) -> None:
         for fact in outcome.facts:

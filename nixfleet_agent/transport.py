@@ -170,7 +170,7 @@ def _cause(error: BaseException) -> str:
         if isinstance(at, BaseExceptionGroup):
             at = at.exceptions[0]
         else:
-            said += [str(at)] if str(at) else []
+            said += [str(at)] if str(at) and not isinstance(at, trio.Cancelled) else []  # a deadline's inner workings
             at = at.__cause__ or at.__context__
     if not said:
         return type(error).__name__

@@ -62,7 +62,7 @@ def begin(turn: Turn, rollout_id: RolloutId) -> None:
     target = tracked.record.target_closure
     if tracked.record.phase is Phase.SOAKING:
         return health.begin_soak(turn, rollout_id)
-    if _runs_for_good(turn, target):
+    if _runs_for_good(turn, target) and not _left_unfinished(turn.known, target):
         return _completed(turn, rollout_id, 0)
     if tracked.record.phase is Phase.ACTIVATING:
         _order_realise(turn, _realising(turn, rollout_id, target))
@@ -72,6 +72,12 @@ def begin(turn: Turn, rollout_id: RolloutId) -> None:
 def _runs_for_good(turn: Turn, closure: Closure) -> bool:
     """The closure runs, and the next boot will bring it up as well: somebody may have chosen this one boot by hand."""
     return turn.known.system.running == closure and turn.known.system.profile == closure
+
+
+def _left_unfinished(known: Known, closure: Closure) -> bool:
+    """A switch to the closure failed here, so that the links may call it running while not all of its units do."""
+    records = (tracked.record for tracked in known.rollouts.values())
+    return any(r.target_closure == closure and r.failed_at and not r.activation_completed_at for r in records)
 
 
 def _realising(turn: Turn, rollout_id: RolloutId, closure: Closure, *, attempt: int = 1) -> Realising:

@@ -46,8 +46,6 @@ class Settings:
     rollback_attempts: int = 5
     renewal_fraction: float = 0.5
     """The certificate is renewed when less than this part of its life is left."""
-    serves_intent: bool = True
-    """False in an agent without a control plane to poll (tests of the core)."""
     holds: str = ""
     """Why nothing new may begin in this run, such as a journal that cannot be used; empty: nothing is in the way."""
 

@@ -35,7 +35,7 @@ from state_machine.passages import (
     orders,
     rollout_of,
 )
-from state_machine.state import GENESIS, State
+from state_machine.state import GENESIS, SeenIntent, State
 from state_machine.step import step
 from state_machine.values import CLOCK_SLACK_MS, Channel, Closure, Phase, ProbeMode, ProbeStatus, RolloutId, WallMs
 
@@ -206,13 +206,16 @@ def s8_no_clock_revives_it(run: Run) -> Iterator[str]:
     """S8: what a deadline once found stale is not acted on later, nor what has run out since it was first accepted."""
     accepted: dict[VerifiedIntent, tuple[WallMs, int]] = {}
     expired: set[VerifiedIntent] = set()
+    intents: Mapping[RolloutId, SeenIntent] = {}
     for passage in run:
         wall, now = passage.event.at.wall_ms, passage.after.clock.read(passage.event.at)
-        held = {seen.intent for seen in passage.after.intents.values()}
+        if passage.after.intents is not intents:
+            intents = passage.after.intents
+            for seen in intents.values():
+                accepted.setdefault(seen.intent, (wall, now))
         if isinstance(passage.event, Tick):
-            expired |= {i for i in held if wall - i.signed_at > _limit(passage, i)}
-        for intent in held - accepted.keys():
-            accepted[intent] = (wall, now)
+            held = (seen.intent for seen in intents.values())
+            expired |= {intent for intent in held if wall - intent.signed_at > _limit(passage, intent)}
         for rollout_id, intent in _acted_on(passage):
             then_wall, then = accepted[intent]
             if intent in expired:

@@ -48,8 +48,7 @@ def backoff_ms(base_ms: int, cap_ms: int, failures: int, jitter: float) -> int:
 
 def start(turn: Turn) -> None:
     """Make every exchange due at the beginning of a run."""
-    duties = (Duty.HEARTBEAT, Duty.DISPATCH, Duty.INTENT) if turn.known.settings.serves_intent else ()
-    turn.set_session(due=dict.fromkeys(duties, turn.now))
+    turn.set_session(due=dict.fromkeys((Duty.HEARTBEAT, Duty.DISPATCH, Duty.INTENT), turn.now))
 
 
 def poke(turn: Turn) -> None:
@@ -164,7 +163,7 @@ def _order_delivery(turn: Turn) -> None:
     session = turn.session
     if Duty.DELIVERY in session.started or turn.now < session.due.get(Duty.DELIVERY, turn.now):
         return
-    if not turn.known.settings.serves_intent or not (backlog := fact_backlog(turn.known)):
+    if not (backlog := fact_backlog(turn.known)):
         return
     # One rollout whose facts will not go through must not stand in the way of the others.
     first = next((tracked for tracked in backlog if tracked.number > session.stuck), backlog[0])
@@ -214,7 +213,7 @@ def next_wakeup(state: State, at: Moment) -> int | None:
 
 def _steady_instants(state: State) -> Iterator[SteadyMs]:
     known, session = state.known, state.session
-    delivers = known.settings.serves_intent and bool(fact_backlog(known))
+    delivers = bool(fact_backlog(known))
     for duty, due in session.due.items():
         if duty not in session.started and (duty is not Duty.DELIVERY or delivers):
             yield due

@@ -286,4 +286,4 @@ GENESIS: Final = State()
 def fact_backlog(known: Known) -> tuple[Tracked, ...]:
     """Rollouts with facts the control plane does not have, oldest first."""
     waiting = [t for t in known.rollouts.values() if t.record.last_seq > t.delivered_seq]
-    return tuple(sorted(waiting, key=lambda tracked: tracked.number))
+    return tuple(sorted(waiting, key=lambda tracked: tracked.number)) if waiting else ()

@@ -37,6 +37,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from control_plane.rows import Mirror
 from control_plane.schema import load_book, open_reader
 from nixfleet_agent import control
+from nixfleet_agent.activation.nix_store import NixStore
 from nixfleet_agent.journal.entries import Record
 from nixfleet_agent.journal.reader import JournalReader
 from nixfleet_agent.ledger import JOURNAL_NAME, fold
@@ -195,7 +196,8 @@ class Agent:
     def environment(self) -> dict[str, str]:
         """A clean one, with what Nix needs where it is used."""
         own = {"PATH": os.environ["PATH"], "HOME": str(self.directory), "LANG": "C.UTF-8"}
-        return {**own, **self.host.store.environment} if self.fleet.nix else own  # type: ignore[attr-defined]
+        store = self.host.store
+        return {**own, **store.environment} if isinstance(store, NixStore) else own
 
     def start(self, *, python: Sequence[str] = (), wrap: Sequence[str] = (), **environment: str) -> None:
         """Start the agent. `python` are flags of the interpreter, `wrap` what runs it all."""

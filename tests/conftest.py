@@ -5,10 +5,13 @@ something new, and a failure is kept in the local database.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator
 
+import httpcore
 import pytest
 from hypothesis import HealthCheck, settings
+
+assert httpcore  # before the daemon, which has no use for AnyIO and would keep httpcore and all after it from it
 
 pytest.register_assert_rewrite("tests.unit.step_story", "tests.property.agent_world")
 
@@ -35,11 +38,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items[:] = [item for _, item in sorted(ranks, key=lambda ranked: ranked[0])]
 
 
-@pytest.hookimpl(hookwrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: "pytest.CallInfo[None]") -> Iterator[None]:
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Under CI nothing may be skipped: whatever a test lacks there is a mistake in `.ci/run`."""
-    outcome = yield
-    report = outcome.get_result()  # type: ignore[attr-defined]  # pluggy's result, which pytest does not type
+    report = yield
     if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"skipped under CI, where nothing may be: {report.longrepr}"
+    return report

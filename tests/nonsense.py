@@ -28,6 +28,7 @@ from types import TracebackType
 from typing import Any, Final
 
 import attrs
+import pytest
 
 DEADLINE_S: Final = float(os.environ.get("TEST_PATIENCE_S", "40"))
 MEMORY: Final = 1024 * 1024 * 1024
@@ -40,6 +41,21 @@ NOT_ROOT: Final = "only root can become another user"
 
 SECRETS: Final = ("THE-SECRET", "VEhFLVNFQ1JFVA", "b3BlbnNzaC1rZXk")
 """What must be in nothing that is printed: the cabinet's secrets, as base64 too, and how OpenSSH keys begin."""
+
+
+def can_mount() -> bool:
+    """Root, with the right to mount: not so in every container."""
+    return IS_ROOT and subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode == 0
+
+
+needs_mounts: Final = pytest.mark.skipif(not can_mount(), reason="needs to be root and allowed to mount")
+
+
+def on_a_read_only_disk(where: Path, command: Sequence[str]) -> "subprocess.CompletedProcess[str]":
+    """Run `command` to its end while, for it alone, an empty disk that takes nothing is mounted on `where`."""
+    mounting = 'mount -t tmpfs -o ro tmpfs "$0" && exec "$@"'
+    words = ["unshare", "-m", "sh", "-c", mounting, str(where), *command]
+    return subprocess.run(words, capture_output=True, text=True, check=False, timeout=DEADLINE_S)
 
 
 @attrs.frozen(kw_only=True)
@@ -125,13 +141,19 @@ def unlike(said: Iterable[Said], lines: int = 1) -> str:
     return found.encode("utf-8", "backslashreplace").decode()
 
 
-def tree(root: Path) -> dict[str, tuple[int, int, int, str]]:
-    """Everything below a directory: mode, size, time of change, where links lead."""
+def tree(root: Path, *, drafts: bool = False) -> dict[str, tuple[int, int, int, str]]:
+    """Everything below a directory: mode, size, time of change, where links lead.
+
+    `drafts`: what was there for a while and is gone again is no difference, nor is what readers of a database share.
+    """
     found = {}
     for path in [root, *root.rglob("*")]:
+        if drafts and path.name.endswith("-shm"):
+            continue
         seen = path.lstat()
         leads = os.readlink(path) if stat.S_ISLNK(seen.st_mode) else ""
-        found[str(path.relative_to(root))] = (seen.st_mode, seen.st_size, seen.st_mtime_ns, leads)
+        changed = 0 if drafts and stat.S_ISDIR(seen.st_mode) else seen.st_mtime_ns
+        found[str(path.relative_to(root))] = (seen.st_mode, seen.st_size, changed, leads)
     return found
 
 

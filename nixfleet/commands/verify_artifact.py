@@ -36,7 +36,7 @@ class Kind(enum.StrEnum):
 
 
 @attrs.frozen(kw_only=True)
-class Refusal(Exception):  # noqa: N818 - a verdict, not a failure
+class RefusedError(Exception):
     """The artifact is not to be acted on."""
 
     reason: Reason
@@ -86,7 +86,7 @@ def verify_artifact(
         slot = _slot(roots_path)
         data, mark = _content(artifact, ARTIFACT_LIMIT), _content(signature, _SIGNATURE_READ)
         check(data, mark, slot, kind, options.instant(now), freshness_window_secs, rollout_id)
-    except (EvidenceError, Refusal) as error:
+    except (EvidenceError, RefusedError) as error:
         click.echo(f"{error.reason}: {error.detail}", err=True)
         ctx.exit(1)
     click.echo("ok")
@@ -96,7 +96,7 @@ def _slot(trust_file: Path) -> KeySlot:
     """The keys to check with.
 
     Raises:
-        EvidenceError, Refusal: there are none, naming the file.
+        EvidenceError, RefusedError: there are none, naming the file.
     """
     try:
         return load_trust(trust_file).ci_release_key
@@ -104,7 +104,7 @@ def _slot(trust_file: Path) -> KeySlot:
         raise
     except EvidenceError as error:
         detail = f"the trust file {trust_file} cannot be used: {error.detail}"
-        raise Refusal(reason=error.reason, detail=detail) from error
+        raise RefusedError(reason=error.reason, detail=detail) from error
 
 
 def check(
@@ -113,7 +113,7 @@ def check(
     """Every check of protocol section 2.6, in its order.
 
     Raises:
-        EvidenceError, Refusal: with the reason of the first that failed.
+        EvidenceError, RefusedError: with the reason of the first that failed.
     """
     value, signed_at = _proven(data, signature, slot, kind, now, rollout_id)
     window_ms = 1000 * (window_s if window_s is not None else _own_window_s(value))
@@ -125,7 +125,7 @@ def check(
             detail = f"signed {in_words(age)} ago, window {in_words(window_ms)}"
         case reason:
             detail = f"signed {in_words(-age)} in the future"
-    raise Refusal(reason=reason, detail=detail)
+    raise RefusedError(reason=reason, detail=detail)
 
 
 def _proven(
@@ -165,4 +165,4 @@ def _content(path: Path, limit: int) -> bytes:
     try:
         return read_start(path, limit)
     except FileNotFoundError as error:
-        raise Refusal(reason=Reason.MISSING, detail=f"there is no {path}") from error
+        raise RefusedError(reason=Reason.MISSING, detail=f"there is no {path}") from error

@@ -32,6 +32,9 @@ TAIL_BYTES: Final = 16 * 1024
 _KEPT_JOBS: Final = 16
 """Orders are answered one at a time; older records serve people who look for a log."""
 
+_KILLED: Final = 128
+"""A shell's exit status for a command that was killed is the signal's number and this."""
+
 _OP: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", re.ASCII)
 
 WRAPPER: Final = f"""\
@@ -59,7 +62,7 @@ class Order:
     """What a job is to do, as it was when it was launched.
 
     `action` is the argument of `switch-to-configuration`. `component` says why it is `boot` and not `switch`.
-    `launched_mono_s` is the kernel's monotonic clock in the boot `boot_id`.
+    `launched_mono_s` is the kernel's monotonic clock in the boot `boot_id`; `timeout_s` is how long it may take.
     """
 
     closure: Closure
@@ -68,6 +71,8 @@ class Order:
     profile_before: Closure | None
     boot_id: str
     launched_mono_s: float
+    timeout_s: float = 0.0
+    """0: a version wrote it that did not say."""
 
 
 _RECORDS: Final = cattrs.Converter(detailed_validation=False)
@@ -148,6 +153,29 @@ def job_of(op: str, work: str) -> Job:
     if _OP.fullmatch(op) is None:
         raise ValueError(f"{op!r} is not a name for an order: letters, digits, '.', '_' and '-', at most 100")
     return Job(op=op, directory=f"{work}/{op}")
+
+
+def last_was_cut_off(work: str, boot_id: str) -> bool:
+    """The switch that began last in this boot did not end by itself: the links may say that a system runs of which not
+    all units do. Also true while it still runs. A boot makes good what a switch left undone.
+    """
+    begun: list[tuple[float, Job]] = []
+    for job in _jobs(work):
+        order = job.order()
+        if order is not None and order.boot_id == boot_id and job.has_started():
+            begun.append((order.launched_mono_s, job))
+    if not begun:
+        return False
+    _, last = max(begun, key=lambda one: one[0])
+    code = last.exit_code()
+    return code is None or code > _KILLED
+
+
+def _jobs(work: str) -> list[Job]:
+    try:
+        return [Job(op=name, directory=f"{work}/{name}") for name in os.listdir(work)]
+    except OSError:
+        return []
 
 
 def forget_old_jobs(work: str) -> None:

@@ -6,7 +6,8 @@ A subclass says what it sees (`observe`) and what its systems are made of (`_com
 
 import abc
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import attrs
@@ -48,6 +49,7 @@ class LivePlatform(abc.ABC):
     store: Store
     runner: Runner
     environment: Mapping[str, str] = attrs.field(factory=dict)
+    mono_s: Callable[[], float] = time.monotonic
 
     @abc.abstractmethod
     def observe(self) -> SystemView:
@@ -85,6 +87,7 @@ class LivePlatform(abc.ABC):
             system=self._commands(),
             observe=self.observe,
             environment=switch_environment(self.paths, self._environment()),
+            mono_s=self.mono_s,
         )
         return await switcher.switch(
             op, closure, started=started, timeout_s=timeout_s, lock_wait_s=lock_wait_s, only_if_begun=only_if_begun

@@ -6,7 +6,6 @@ between platforms (what to run, what cannot be swapped live) is behind `SystemCo
 """
 
 import contextlib
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Protocol
 
@@ -15,7 +14,7 @@ import trio
 
 from nixfleet_agent.activation.errors import ActivationError
 from nixfleet_agent.activation.interface import Store, SwitchReport
-from nixfleet_agent.activation.jobs import Job, Order, forget_old_jobs, job_of
+from nixfleet_agent.activation.jobs import Job, Order, forget_old_jobs, job_of, last_was_cut_off
 from nixfleet_agent.activation.locks import unheld
 from nixfleet_agent.activation.paths import Paths
 from nixfleet_agent.activation.polling import comes_true
@@ -64,6 +63,8 @@ class Switcher:
     system: SystemCommands
     observe: Callable[[], SystemView]
     environment: Mapping[str, str]
+    mono_s: Callable[[], float]
+    """The kernel's monotonic clock: common to all processes of a boot."""
 
     async def switch(
         self,
@@ -108,13 +109,13 @@ class Switcher:
                 return self._report(SwitchOutcome.LOCK_HELD, detail=f"{self.paths.switch_lock} is held")
             if (other := await self._other_switch(lock_deadline)) is not None:
                 return self._report(SwitchOutcome.LOCK_HELD, detail=f"another switch is running: {other}")
-            order = await self._launch(job, closure)
+            order = await self._launch(job, closure, timeout_s)
             return await self._finish(job, order, started, timeout_s, lock_deadline)
 
     def _without_switching(self, closure: Closure) -> SwitchReport | None:
         """The report when there is nothing to do or nothing can be done."""
         view = self.observe()
-        if view.running == view.profile == closure:
+        if view.running == view.profile == closure and not last_was_cut_off(self.paths.work, view.boot_id):
             return self._report(SwitchOutcome.SWITCHED, exit_code=0)
         if not is_closure(closure):
             return self._report(SwitchOutcome.FAILED, detail="not the name of a store path")
@@ -144,7 +145,7 @@ class Switcher:
             return True
         return await self.runner.runs(job)
 
-    async def _launch(self, job: Job, closure: Closure) -> Order:
+    async def _launch(self, job: Job, closure: Closure, timeout_s: float) -> Order:
         before = self.observe()
         component = self.system.component(closure)
         if before.running is not None:
@@ -157,7 +158,8 @@ class Switcher:
             component=component,
             profile_before=before.profile,
             boot_id=before.boot_id,
-            launched_mono_s=time.monotonic(),
+            launched_mono_s=self.mono_s(),
+            timeout_s=timeout_s,
         )
         job.place(order)
         forget_old_jobs(self.paths.work)
@@ -236,7 +238,7 @@ class Switcher:
         """Of the time that the switch was given, what is left of it now, also for a later process in the same boot."""
         if order.boot_id != self.observe().boot_id:
             return timeout_s
-        return min(timeout_s, max(0.0, order.launched_mono_s + timeout_s - time.monotonic()))
+        return min(timeout_s, max(0.0, order.launched_mono_s + timeout_s - self.mono_s()))
 
     def _keep(self, name: str, closure: Closure) -> None:
         # An unprotected system is no reason not to switch: Nix keeps it as long as a generation refers to it.

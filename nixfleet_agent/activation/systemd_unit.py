@@ -24,6 +24,10 @@ _CALL_S: Final = 30.0
 _STOP_S: Final = 10
 """systemd's pause between SIGTERM and SIGKILL for the unit, in seconds."""
 
+_ORPHANED_S: Final = 60.0
+"""How long past its deadline a switch lives that no agent ends: one whose agent lost its state directory meanwhile
+would keep every later switch waiting for ever."""
+
 _LIVE: Final = frozenset({"activating", "active", "deactivating", "reloading", "refreshing", "maintenance"})
 
 _SHOWN: Final = "ActiveState,SubState,Result,ExecMainCode,ExecMainStatus,Description"
@@ -49,6 +53,7 @@ class SystemdRunner:
             "--no-ask-password",
             "--service-type=exec",
             f"--property=TimeoutStopSec={_STOP_S}s",
+            *_limit(job),
             *(f"--setenv={name}={value}" for name, value in environment.items()),
             "--",
             "/bin/sh",
@@ -95,6 +100,13 @@ class SystemdRunner:
             return not await self.runs(job)
 
         return await comes_true(over, within_s=within_s, first_pause_s=0.1)
+
+
+def _limit(job: Job) -> list[str]:
+    order = job.order()
+    if order is None or not order.timeout_s:
+        return []
+    return [f"--property=RuntimeMaxSec={order.timeout_s + _ORPHANED_S:g}s"]
 
 
 def _description(job: Job) -> str:

@@ -31,7 +31,7 @@ from nixfleet_agent.probes.kinds import (
     SystemdProbe,
     TcpProbe,
 )
-from nixfleet_agent.probes.members import JsonObject, Members, Problem, document
+from nixfleet_agent.probes.members import PROBLEMS_MAX, JsonObject, Members, Problem, Problems, document
 from state_machine.values import ProbeMode
 
 Platform = Literal["linux", "darwin"]
@@ -88,7 +88,7 @@ class ComplianceGateMode(enum.StrEnum):
 
 @attrs.frozen(kw_only=True)
 class HealthChecksError(Exception):
-    """The health checks file cannot be used. `problems` are all there are, not just the first."""
+    """The health checks file cannot be used. `problems` are all there are, not just the first, unless they are many."""
 
     problems: tuple[Problem, ...]
 
@@ -110,7 +110,7 @@ def read_health_checks(
 
     `exists` tells whether an evidence file is there. Raises `HealthChecksError`.
     """
-    problems: list[Problem] = []
+    problems = Problems()
     root = document(data, problems)
     probes: dict[str, Probe] = {}
     paths: dict[str, str] = {}
@@ -120,6 +120,8 @@ def read_health_checks(
         if probe.name in probes and probe.name:
             problems.append(Problem(path=path, message=f"takes the name of {first}; each check needs its own"))
         probes.setdefault(probe.name, probe)
+        if len(problems) > PROBLEMS_MAX:
+            break
     if problems:
         raise HealthChecksError(problems=tuple(problems))
     return tuple(_gated(probe, compliance_gate_mode, exists) for probe in probes.values())
@@ -150,7 +152,7 @@ def _list_mode(root: Members) -> ProbeMode:
     if not isinstance(text, str):
         return ProbeMode.ENFORCE
     if text not in _LIST_MODES:
-        root.wrong("mode", f"must be one of {', '.join(_LIST_MODES)}, not {text!r}")
+        root.wrong("mode", f"must be one of {', '.join(_LIST_MODES)}, not {text[:40]!r}")
     return _LIST_MODES.get(text, ProbeMode.ENFORCE)
 
 
@@ -187,7 +189,7 @@ def _from_declaration(name: str, entry: Members, platform: Platform) -> Iterator
     kind = next((kind for kind in _READERS if kind.value == text), None)
     if kind is None:
         if text:
-            entry.wrong("kind", f"must be one of {', '.join(_READERS)}, not {text!r}")
+            entry.wrong("kind", f"must be one of {', '.join(_READERS)}, not {text[:40]!r}")
         return
     _refuse_foreign(entry, kind, platform)
     _refuse_name(entry, name)
@@ -239,7 +241,7 @@ def _http(name: str, entry: Members) -> HttpProbe:
     try:
         parsed = httpx.URL(url)
     except httpx.InvalidURL as error:
-        entry.wrong("url", f"is no URL: {error}")
+        entry.wrong("url", f"is no URL: {str(error)[:100]}")
     else:
         if url and (parsed.scheme not in ("http", "https") or not parsed.host):
             entry.wrong("url", f"must begin with http:// or https:// and a host, not {url[:40]!r}")

@@ -19,6 +19,9 @@ MAX_DEPTH: Final = 64
 MAX_SECONDS: Final = 365 * 24 * 3600
 """No interval or timeout is longer than a year: a larger number is a mistake, and would overflow timers."""
 
+PROBLEMS_MAX: Final = 32
+_NAME_SHOWN: Final = 64
+
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*", re.ASCII)
 
 
@@ -31,6 +34,17 @@ class Problem:
 
     def __str__(self) -> str:
         return f"{self.path} {self.message}"
+
+
+class Problems(list[Problem]):
+    """The first problems of a file: one of a megabyte can have a hundred thousand, and nobody reads those."""
+
+    def append(self, problem: Problem, /) -> None:
+        """Note a problem, while there is room."""
+        if len(self) < PROBLEMS_MAX:
+            super().append(problem)
+        elif len(self) == PROBLEMS_MAX:
+            super().append(Problem(path="$", message="has more problems than these"))
 
 
 class JsonObject(dict[str, object]):
@@ -182,7 +196,8 @@ def document(data: bytes, problems: list[Problem]) -> Members:
 
 
 def child(path: str, name: str) -> str:
-    """The path of member `name` of the object at `path`."""
+    """The path of member `name` of the object at `path`. Of a very long name only the beginning is shown."""
+    name = name if len(name) <= _NAME_SHOWN else name[:_NAME_SHOWN] + "..."
     return f"{path}.{name}" if _PLAIN.fullmatch(name) else f"{path}[{json.dumps(name)}]"
 
 

@@ -5,7 +5,7 @@ through. Each run is over by its deadline (a program's by its deadline and the f
 """
 
 from collections.abc import Callable, Sequence
-from typing import assert_never
+from typing import Protocol, assert_never
 
 import attrs
 import trio
@@ -29,6 +29,14 @@ from nixfleet_agent.probes.systemd import SystemBus, run_failed_units, run_syste
 from state_machine.values import HostName, Moment
 
 
+class HttpRunner(Protocol):
+    """Whoever runs http probes."""
+
+    async def run(self, probe: HttpProbe) -> Outcome:
+        """One GET; the caller's deadline covers it."""
+        ...
+
+
 @attrs.frozen(kw_only=True)
 class ProbeContext:
     """What running probes takes besides the probe: the clock, and how to reach the host's services.
@@ -41,7 +49,7 @@ class ProbeContext:
     hostname: HostName
     activated: Moment
     host_public_key: bytes | None = None
-    http: HttpProber = attrs.field(factory=HttpProber)
+    http: HttpRunner = attrs.field(factory=HttpProber)
     bus: SystemBus = attrs.field(factory=SystemBus)
     launchctl: Sequence[str] = programs.LAUNCHCTL
 

@@ -6,7 +6,7 @@ on the old connection. Nothing here ever ends the process: a host that cannot en
 
 import logging
 import os
-import ssl
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -16,10 +16,10 @@ import httpx
 from evidence.canonical import parse
 from evidence.errors import EvidenceError
 from nixfleet_agent import __version__, identity
+from nixfleet_agent.config import Config
 from nixfleet_agent.desk import Desk, NotJsonAnswerError, RefusedError, read_json
 from nixfleet_agent.errors import ConfigurationError
 from nixfleet_agent.files import read_limited, write_atomically
-from nixfleet_agent.tls import client_context, server_context
 from nixfleet_agent.transport import Connection, TransportError
 from state_machine.events import CertificateLoaded, Poked
 from wire.codec import decode, encode
@@ -29,16 +29,22 @@ from wire.json_value import JsonValue
 from wire.messages import BootstrapReport, EnrollRequest, EnrollResponse, RenewRequest, ReportEvent
 
 TOKEN_LIMIT: Final = 64 * 1024
-LIMITS: Final = httpx.Limits(max_connections=8, max_keepalive_connections=2, keepalive_expiry=90)
-"""Two stay open: the long-poll's, and one that everything else takes turns on without a new handshake each minute."""
 log = logging.getLogger(__name__)
 
 
 class CertificateWorker:
     """Answers with `CertificateLoaded`."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        connect: Callable[[Config, Path | None], httpx.AsyncBaseTransport],
+        tool: identity.CertificateTool,
+    ) -> None:
+        """`connect` gives a transport that shows the certificate at a path, or none; `tool` does the X.509 work."""
         self._desk = desk
+        self._connect = connect
+        self._tool = tool
         self._memory = desk.config.state_dir / "certificate.json"
 
     async def load(self) -> None:
@@ -50,24 +56,24 @@ class CertificateWorker:
         """
         config = self._desk.config
         if config.client_cert is None:
-            await self._desk.uplink.use(
-                Connection(config.control_plane_url, _transport(server_context(config.ca_cert)))
-            )
+            await self._desk.uplink.use(self._connection(None))
             return
         pem = identity.read_pem(config.client_cert)
         if pem is None:
-            server_context(config.ca_cert)  # one that cannot be used is told now, not at the first try to enrol
+            self._connection(None)  # a CA that cannot be used is told now, not at the first try to enrol
             await self._desk.tell(CertificateLoaded(at=self._desk.clock(), validity=None))
             return
         path = config.client_cert
-        certificate = await identity.inspect(pem, config.client_key, path=path, remember=self._memory)
+        certificate = await identity.inspect(pem, config.client_key, path=path, remember=self._memory, ask=self._tool)
         identity.require_own(certificate, config.machine_id, path)
         await self._use(certificate, config.client_cert)
 
-    async def _use(self, certificate: identity.Certificate, path: Path) -> None:
+    def _connection(self, certificate: Path | None) -> Connection:
         config = self._desk.config
-        context = client_context(config.ca_cert, path, config.client_key)
-        await self._desk.uplink.use(Connection(config.control_plane_url, _transport(context)))
+        return Connection(config.control_plane_url, self._connect(config, certificate))
+
+    async def _use(self, certificate: identity.Certificate, path: Path) -> None:
+        await self._desk.uplink.use(self._connection(path))
         validity = (certificate.not_before, certificate.not_after)
         await self._desk.tell(CertificateLoaded(at=self._desk.clock(), validity=validity))
 
@@ -78,7 +84,8 @@ class CertificateWorker:
             TransportError, AnswerError: the control plane gave none.
             CertificateError, ConfigurationError, EvidenceError: what it gave, or what is here, cannot be used.
         """
-        csr = await identity.make_csr(self._desk.config.machine_id, self._desk.config.client_key)
+        config = self._desk.config
+        csr = await identity.make_csr(config.machine_id, config.client_key, ask=self._tool)
         if self._desk.uplink.ready:
             answer = await self._desk.uplink.ask("POST", RENEW, json=encode(RenewRequest(csr_pem=csr)))
             await self._install(RENEW, read_json(RENEW, answer))
@@ -89,7 +96,7 @@ class CertificateWorker:
         self._require_place()
         token = self._token()
         config = self._desk.config
-        connection = Connection(config.control_plane_url, _transport(server_context(config.ca_cert)))
+        connection = self._connection(None)
         try:
             body = encode(EnrollRequest(token=token, csr_pem=csr))
             answer = await connection.request("POST", ENROLL, now=self._desk.clock().wall_ms, json=body)
@@ -136,11 +143,11 @@ class CertificateWorker:
             raise NotJsonAnswerError(path=path, problem=str(error)) from error
         config = self._desk.config
         assert config.client_cert is not None
-        certificate = await identity.inspect(pem, config.client_key)
+        certificate = await identity.inspect(pem, config.client_key, ask=self._tool)
         identity.require_own(certificate, config.machine_id, Path("from the control plane"))
         config.client_cert.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_atomically(config.client_cert, pem)
-        certificate = await identity.inspect(pem, config.client_key, remember=self._memory)
+        certificate = await identity.inspect(pem, config.client_key, remember=self._memory, ask=self._tool)
         await self._use(certificate, config.client_cert)
 
     async def _report(self, connection: Connection, token: dict[str, JsonValue], refusal: RefusedError) -> None:
@@ -175,7 +182,3 @@ def _reason(said: str) -> str:
     except EvidenceError:
         return said
     return str(body.get("reason", said)) if isinstance(body, dict) else said
-
-
-def _transport(context: ssl.SSLContext) -> httpx.AsyncHTTPTransport:
-    return httpx.AsyncHTTPTransport(verify=context, http1=True, http2=False, limits=LIMITS, trust_env=False)

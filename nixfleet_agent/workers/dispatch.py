@@ -6,6 +6,7 @@ from typing import Final
 from nixfleet_agent.desk import Desk, NotJsonAnswerError, read_json
 from state_machine.events import DispatchReceived
 from state_machine.system import SystemView
+from state_machine.values import WallMs
 from wire.codec import decode
 from wire.endpoints import DISPATCH
 from wire.errors import WireError
@@ -47,9 +48,18 @@ class DispatchWorker:
                 rollout_id=dispatch.rollout_id,
                 target_closure=dispatch.target_closure,
                 running=self._observe().running,
-                soak_due_at=dispatch.soak_due_at,
+                soak_due_at=soak_end(dispatch),
                 soak_s=dispatch.soak_secs,
                 kind=dispatch.kind,
                 reason=dispatch.reason,
             )
         )
+
+
+def soak_end(dispatch: Dispatch) -> WallMs | None:
+    """The instant before which its sender wants no convergence; None where the sender's own clock had passed it.
+
+    Compared with our clock, such an instant could still delay something: that clock may be behind, or step back later.
+    """
+    due, sent = dispatch.soak_due_at, dispatch.enqueued_at
+    return None if due is not None and sent is not None and due <= sent else due

@@ -137,6 +137,21 @@ async def test_a_hanging_switch_is_killed_with_its_children_at_its_deadline(
             await until_gone(int(pid))
 
 
+async def test_after_a_switch_that_did_not_end_by_itself_a_link_to_the_system_is_no_proof_that_it_runs(
+    host: Host, publisher: DirectoryPublisher
+) -> None:
+    _, new = await installed(host, publisher, "hangs-after-flip")
+    for op in ("op-1", "op-2"):
+        report = await host.platform().switch(op, new, timeout_s=0.5)
+        assert (report.outcome, report.observed) == (SwitchOutcome.TIMEOUT, new)
+    assert host.platform().observe().profile == new
+    assert host.runs() == [f"switch {new}"] * 2
+    Path(host.paths.boot_id).write_text("boot-2\n")
+    # A boot has started all of it.
+    assert (await host.platform().switch("op-3", new)).outcome is SwitchOutcome.SWITCHED
+    assert host.runs() == [f"switch {new}"] * 2
+
+
 async def test_a_switch_that_leaves_a_process_behind_ends_when_the_switch_does(
     host: Host, publisher: DirectoryPublisher
 ) -> None:

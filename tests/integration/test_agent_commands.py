@@ -18,6 +18,7 @@ import pytest
 from evidence.host_key import generate_host_key
 from nixfleet_agent.inspection import EXIT_NOT_RUNNING, EXIT_SICK
 from nixfleet_agent.ledger import JOURNAL_NAME
+from state_machine.values import Closure
 from tests.agentlab import PATIENCE_S, Agent, AgentFleet
 from tests.cplab import closure
 from tests.liar import Liar
@@ -69,8 +70,8 @@ except StateError as error:
 """
 
 
-def send(agent: Agent, liar: Liar, target: str, **options: Any) -> str:
-    rollout = agent.fleet.release(None, {agent.name: target}, **options)  # type: ignore[dict-item]
+def send(agent: Agent, liar: Liar, target: Closure, **options: Any) -> str:
+    rollout = agent.fleet.release(None, {agent.name: target}, **options)
     liar.dispatch(agent.name, rollout, target)
     return rollout
 

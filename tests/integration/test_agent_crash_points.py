@@ -22,6 +22,7 @@ import pytest
 
 from nixfleet_agent import inspection
 from nixfleet_agent.journal.reader import verify
+from state_machine.facts import ActivationFailed
 from state_machine.intent import RolloutPolicy
 from state_machine.values import Closure, HostName, RolloutId
 from tests.agentlab import PATIENCE_S, Agent, AgentFleet, mirror, told
@@ -430,7 +431,9 @@ def test_a_reboot_past_a_deferred_target_fails_it_and_makes_the_old_system_stay(
         host.agent.start()
         said = host.agent.until_settled(host.rollout, "Reverted")
         assert host.agent.fact_kinds(host.rollout) == [*DEFERRED, "ActivationFailed", "RollbackComplete"]
-        assert host.agent.facts(host.rollout)[-2].fact.exit_code == -3  # type: ignore[union-attr]
+        failed = host.agent.facts(host.rollout)[-2].fact
+        assert isinstance(failed, ActivationFailed)
+        assert failed.exit_code == -3
         assert said["system"]["profile"] == host.agent.current() == host.first
         host.assert_known_to_the_control_plane()
         host.assert_journal_is_whole()

@@ -1,8 +1,8 @@
 """kill -9 at instants that are held still: the next run ends where one that was never killed would have ended.
 
-A cache that does not answer, a switch that waits, a control plane that is stopped in its tracks, the middle of a start.
-Whatever it is, the target is switched to exactly once, and the control plane gets every fact exactly as it was born, in
-order. Instants between two entries of the journal are in `test_agent_crash_points`.
+A cache that does not answer, a control plane that is stopped in its tracks, the middle of a start. Whatever it is, the
+target is switched to exactly once, and the control plane gets every fact exactly as it was born, in order. Entries of
+the journal, switches that wait and reboots are in `test_agent_crash_points`.
 """
 
 import os
@@ -126,17 +126,6 @@ def while_the_closure_is_fetched(lab: Lab) -> None:
     signature.write_bytes(data)
 
 
-def again_and_again_while_the_switch_runs(lab: Lab) -> None:
-    lab.hold_switches()
-    lab.release()
-    lab.agent.until("the switch", lab.waiting.exists)
-    for _ in range(3):
-        lab.agent.restart()
-        lab.agent.until_phase(lab.rollout, "Activating")
-    lab.agent.kill()
-    lab.go.touch()
-
-
 def with_facts_on_their_way(lab: Lab) -> None:
     """The control plane is stopped in its tracks: facts lie in its socket, and nobody knows whether it has them."""
     lab.hold_switches()
@@ -173,7 +162,6 @@ def before_it_says_a_word(lab: Lab) -> None:
 
 INSTANTS: Final[tuple[Callable[[Lab], None], ...]] = (
     while_the_closure_is_fetched,
-    again_and_again_while_the_switch_runs,
     with_facts_on_their_way,
     while_the_control_plane_is_gone_for_good,
     before_it_says_a_word,

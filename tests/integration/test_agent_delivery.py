@@ -1,6 +1,7 @@
-"""Facts on their way: in order, unchanged, at least once, whatever the answers are.
+"""Facts on their way: at least once, whatever the answers are.
 
-What a control plane that was restarted, wiped or restored is told is in `test_agent_and_a_troubled_control_plane`.
+How a gap is filled, and what a control plane that was restarted, wiped or restored is told, is in
+`test_agent_and_a_troubled_control_plane`.
 """
 
 import json
@@ -54,31 +55,6 @@ def test_what_may_pass_loses_nothing(agent: Agent, liar: Liar, trouble: Behaviou
     assert [fact["seq"] for fact in liar.facts[rollout]] == list(range(1, 8))
     assert agent.metric("nixfleet_agent_outbox_depth") == 0
     assert agent.metric("nixfleet_agent_facts_refused_total") == 0
-
-
-def test_a_gap_is_filled_with_the_very_same_facts(agent: Agent, liar: Liar) -> None:
-    rollout = send(agent, liar)
-    agent.until_settled(rollout, "Converged")
-    liar.forget()
-    # The next thing it has to say shows the gap.
-    again = _drift(agent, liar, rollout)
-    assert [fact["seq"] for fact in liar.facts[rollout]] == list(range(1, again + 1))
-    bodies: dict[int, set[bytes]] = {}
-    for seen in liar.requests("events"):
-        bodies.setdefault(seen.json["event"]["seq"], set()).add(seen.body)
-    assert all(len(different) == 1 for different in bodies.values())
-    assert set(bodies) == set(range(1, again + 1))
-
-
-def _drift(agent: Agent, liar: Liar, rollout: str) -> int:
-    """An administrator switches by hand; the number of the fact that tells of it."""
-    link = Path(agent.host.paths.current_system)
-    other = next(path for path in link.resolve().parent.iterdir() if path != link.resolve() and "-" in path.name)
-    link.unlink()
-    link.symlink_to(other)
-    liar.until("the drift", lambda: "DriftObserved" in liar.told(rollout))
-    agent.until_status("an empty outbox", lambda said: not said["outbox"])
-    return len(agent.facts(rollout))
 
 
 def test_a_control_plane_that_wants_what_is_not_there_is_not_argued_with_for_ever(agent: Agent, liar: Liar) -> None:

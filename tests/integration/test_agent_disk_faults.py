@@ -5,7 +5,6 @@ version is not touched, and once the disk is mended the agent starts itself anew
 """
 
 import contextlib
-import os
 import shutil
 import sqlite3
 import subprocess
@@ -18,16 +17,7 @@ import pytest
 from state_machine.values import Closure
 from tests.agentlab import Agent, AgentFleet
 from tests.liar import Liar
-
-
-def can_mount() -> bool:
-    """Root, with the right to mount: not so in every container."""
-    return (
-        os.getuid() == 0 and subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode == 0
-    )
-
-
-needs_mounts = pytest.mark.skipif(not can_mount(), reason="needs to be root and allowed to mount")
+from tests.nonsense import needs_mounts
 
 
 @pytest.fixture

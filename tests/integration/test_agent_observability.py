@@ -135,12 +135,9 @@ def test_metrics_listen_where_they_are_told_to_and_nowhere_by_default(fleet: Age
         assert not [line for line in listening if f"socket:[{line.split()[9]}]" in inodes]
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        for address in ("127.0.0.1", "no such address"):
-            done = agent.command(metrics_port=port, metrics_address=address)
-            assert done.returncode == 2
-            [line] = done.stderr.splitlines()[-1:]
-            assert f"--metrics-port: cannot listen on {address}:{port}" in line
-            assert "Traceback" not in done.stderr
+        done = agent.command(metrics_port=port)
+        assert done.returncode == 2
+        assert f"--metrics-port: cannot listen on 127.0.0.1:{port}" in done.stderr
 
 
 # systemd

@@ -1,6 +1,7 @@
 """`nixfleet-agent check-config` and every sub-command, with each option given every kind of nonsense there is.
 
-The options are the program's own; one that is new fails here until `NONSENSE` says what is nonsense to it.
+The options are the program's own; one that is new fails here until `NONSENSE`, or for an option or argument of a
+sub-command `OF_COMMANDS`, says what is nonsense to it.
 """
 
 import shutil
@@ -9,9 +10,16 @@ from pathlib import Path
 from typing import Final
 
 import attrs
+import click
 import pytest
 
+from evidence.host_key import load_host_key
+from nixfleet_agent.cli import cli
+from nixfleet_agent.clock import now
+from nixfleet_agent.journal.store import Journal
 from nixfleet_agent.options import BY_NAME, OPTIONS, Kind, Option
+from state_machine.events import Tick
+from state_machine.values import HostName
 from tests.agentlab import Agent, AgentFleet
 from tests.nonsense import (
     IS_ROOT,
@@ -54,7 +62,7 @@ NONSENSE: Final[dict[str, Nonsense]] = {
     "defer_for": ("init", "none,kernel", ",", "\udcff"),
     "health_checks_config": NO_HEALTH_CHECKS,
     "machine_id": ("../web1", "a b", "x" * 300, "wéb", "-", "\udcff"),
-    "metrics_address": ("\udcff",),
+    "metrics_address": ("127.0.0.1:80", "[::1]", "::::", "two words", "a..b", "x" * 300, "::1\n", "\udcff"),
     "profile": ("@below-a-file", "@pipe", "@garbage", "@directory"),
     "ssh_host_key_file": READ,
     "state_dir": NO_PLACE,
@@ -64,6 +72,31 @@ NONSENSE: Final[dict[str, Nonsense]] = {
     "tag": ("\udcff",),
     "trust_file": READ,
 }  # fmt: skip
+WHOLE: Final = ("many", "-1", "nan", "1.5", "", "9" * 30, "9" * 5000, "0x10", "\udcff")
+OF_COMMANDS: Final[dict[str, Nonsense]] = {
+    "closure": ("", "short", "../x", "/etc/passwd", "0" * 32, "0" * 32 + "-a/b ", "\udcff"),
+    "color": ("neither", "", "AUTO", "\udcff"),
+    "directory": ("@below-a-file", "@garbage", "@pipe", "@socket", "@endless", "@null", "@loop", "@not-empty"),
+    "lines": WHOLE,
+    "shell": ("tcsh", "", "Bash", "\udcff"),
+    "since": (*WHOLE, "0"),
+    "timeout": (*WHOLE, "0"),
+    "watermark": (*WHOLE, "0"),
+}
+
+
+def leaves() -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every sub-command that does something, as its words."""
+    waiting: list[tuple[tuple[str, ...], click.Command]] = [((), cli)]
+    while waiting:
+        words, command = waiting.pop()
+        if isinstance(command, click.Group):
+            waiting += [((*words, name), child) for name, child in command.commands.items()]
+        else:
+            yield words, command
+
+
+LEAVES: Final = dict(leaves())
 
 
 @attrs.frozen(kw_only=True)
@@ -73,6 +106,10 @@ class Desk:
     root: Path
     agent: Agent
     cabinet: Cabinet
+
+    def command(self, words: tuple[str, ...], *more: str, names: tuple[str, ...] = ()) -> Call:
+        """A sub-command that finds a journal, with `more` of its own words."""
+        return Call(words=(*self.agent.words(), *words, *more), names=names)
 
     def call(self, option: Option, value: str, *words: str, nobody: bool = False) -> Call:
         """`check-config`, or `words`, with one option wrong: by its variable, as every kind has one."""
@@ -96,6 +133,10 @@ def desk() -> Iterator[Desk]:
         fleet = AgentFleet(root / "fleet")
         agent = fleet.agent("web1", "https://127.0.0.1:1", running=fleet.system(), enrolled=False)
         agent.token.write_text("{}")
+        agent.state_dir.mkdir()
+        journal = Journal.open(agent.journal, host_key=load_host_key(agent.host_key), hostname=HostName("web1"))
+        journal.append([(Tick(at=now()), ())])
+        journal.close()
         agent.host_key.chmod(0o644)  # so that another user fails for one thing at a time
         yield Desk(root=root, agent=agent, cabinet=Cabinet.stocked(root / "cabinet"))
     finally:
@@ -141,11 +182,35 @@ def test_what_another_user_may_not_read_is_named(desk: Desk, program: Warm) -> N
         assert each.call.about.split("=")[0] in each.err
 
 
+@pytest.mark.parametrize("words", LEAVES, ids=" ".join)
+def test_what_a_sub_command_is_given_is_refused_when_it_is_nonsense(
+    desk: Desk, program: Warm, words: tuple[str, ...]
+) -> None:
+    calls = [desk.command(words, "--nonsense", names=("--nonsense",)), desk.command(words, "a", "b", "c")]
+    for parameter in LEAVES[words].params:
+        assert parameter.name is not None
+        if isinstance(parameter, click.Option) and parameter.is_flag:
+            calls.append(desk.command(words, f"{parameter.opts[0]}=perhaps", names=(parameter.opts[0],)))
+            continue
+        for text in OF_COMMANDS[parameter.name]:
+            value = desk.cabinet.path(text[1:]) if text.startswith("@") else text
+            if isinstance(parameter, click.Option):
+                calls.append(desk.command(words, f"{parameter.opts[0]}={value}", names=(parameter.opts[0],)))
+            else:
+                shown = parameter.human_readable_name
+                calls.append(desk.command(words, "--", value, names=(shown, f"'{shown}'", repr(value), value or "''")))
+    # Who reads a journal leaves SQLite's own two files beside it, once.
+    program.run([desk.command(("journal", "verify"))])
+    before = tree(desk.root, drafts=True)
+    wrong = unlike(program.run(calls))
+    assert not wrong, wrong
+    assert tree(desk.root, drafts=True) == before
+
+
 def test_words_that_make_no_sense_are_answered_in_a_line(desk: Desk, program: Warm) -> None:
     words = (
-        ("nonsense",), ("--nonsense", "1"), ("--poll-interval",), ("journal", "nonsense"), ("status", "--lines", "-1"),
-        ("journal", "show", "--since", "x"), ("journal", "verify", "--watermark", "nan"), ("quarantine", "clear"),
-        ("run-once", "--timeout", "soon"), ("completion", "tcsh"), ("quarantine", "clear", "--all", "x"),
+        ("nonsense",), ("--nonsense", "1"), ("--poll-interval",), ("journal", "nonsense"), ("completion",),
+        ("quarantine", "clear"), ("quarantine", "clear", "--all", "x"), ("journal", "export"), ("\udcff",),
     )  # fmt: skip
     refused(desk, program, [Call(words=each) for each in words])
 

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from control_plane.clock import wall_now
+from control_plane.issuance import parse_request
 from evidence.canonical import canonicalize
 from evidence.host_key import generate_host_key
 from state_machine.values import HostName, WallMs
@@ -240,6 +241,19 @@ def test_a_revoked_host_is_shut_out_until_it_enrols_again(tmp_path: Path) -> Non
         lab.path("web1.pem").write_text(answer.json()["certPem"])
         # Back-dated, but not to before the revocation, or the host would be shut out for five minutes more.
         assert cp.client("web1").get("/v1/whoami").status_code == 200
+
+
+def test_a_certificate_that_runs_out_is_no_longer_good_on_the_connection_it_opened(tmp_path: Path) -> None:
+    lab = Lab(tmp_path, hosts=("web1",))
+    lab.publish("c0ffee")
+    with lab.start() as cp:
+        now = wall_now()
+        issued = lab.issuer(validity_s=2).issue(parse_request(lab.csr("web1")), HostName("web1"), now)
+        lab.path("web1.pem").write_text(issued.pem)
+        client = cp.client("web1")
+        assert client.get("/v1/whoami").status_code == 200
+        eventually(lambda: wall_now() > issued.not_after, what="the end of the certificate")
+        assert refusal(client.get("/v1/whoami")) == (401, "certificate-expired")
 
 
 def report(cp: Running, token: Any, event: str) -> httpx.Response:

@@ -23,7 +23,10 @@ from tests.nonsense import (
     NOT_ROOT,
     Cabinet,
     Call,
+    Said,
     Warm,
+    needs_mounts,
+    on_a_read_only_disk,
     open_to_all,
     tree,
     unlike,
@@ -62,11 +65,9 @@ NONSENSE: Final[dict[str, tuple[str, ...]]] = {
     "retention_days": WHOLE,
     "tls_cert": READ,
     "tls_key": READ,
-    "trust_file": (),
+    "trust_file": READ,
 }  # fmt: skip
 FLAGS: Final = ("perhaps", "2")
-
-HELD: Final = {"trust_file": "read again at every use: what is wrong with it is logged, and told to whoever needs it"}
 
 
 @attrs.frozen(kw_only=True)
@@ -117,7 +118,7 @@ OPTIONS: Final = [option for option in cli.params if isinstance(option, click.Op
 @pytest.mark.parametrize("name", [option.name for option in OPTIONS if not option.is_flag])
 def test_what_an_option_is_given_is_refused_when_it_is_nonsense(desk: Desk, program: Warm, name: str) -> None:
     more = () if name != "artifacts_token_file" else ("--artifacts=https://127.0.0.1:1",)
-    assert NONSENSE[name] or HELD[name]
+    assert NONSENSE[name]
     refused(desk, program, [desk.call(name, value, *more) for value in NONSENSE[name]])
 
 
@@ -163,8 +164,29 @@ def test_what_another_user_may_not_read_or_write_is_refused_in_a_line(desk: Desk
     closed = desk.root / "closed"
     closed.mkdir(mode=0o700)
     calls = []
-    for name in ("tls_cert", "tls_key", "client_ca", "fleet_ca_cert", "fleet_ca_key", "artifacts_ca_cert"):
+    read = ("tls_cert", "tls_key", "client_ca", "fleet_ca_cert", "fleet_ca_key", "artifacts_ca_cert", "trust_file")
+    for name in read:
         calls.append(desk.call(name, "@unreadable", nobody=True))
     for name in ("db_path", "ready_file", "artifacts"):
         calls.append(desk.call(name, str(closed / "new"), nobody=True))
+    open_to_look = desk.root / "open-to-look"
+    open_to_look.mkdir(mode=0o755)
+    (open_to_look / "empty.db").touch()
+    for path in (open_to_look / "new", open_to_look / "empty.db"):
+        calls.append(desk.call("db_path", str(path), nobody=True))
     refused(desk, program, calls)
+
+
+@needs_mounts
+@pytest.mark.root
+@pytest.mark.parametrize("name", ["db_path", "audit_log", "ready_file"])
+def test_a_disk_that_takes_nothing_is_named_with_what_should_be_on_it(desk: Desk, name: str) -> None:
+    place = desk.root / f"disk-{name}"
+    place.mkdir()
+    before = tree(desk.root)
+    command = desk.lab.arguments(**{"ready_file": None, name: place / "new"})
+    done = on_a_read_only_disk(place, command)
+    call = Call(words=tuple(command), names=(str(place / "new"),))
+    wrong = unlike([Said(call=call, status=done.returncode, out=done.stdout, err=done.stderr)])
+    assert not wrong, wrong
+    assert tree(desk.root) == before

@@ -3,7 +3,10 @@
 The commands are taken from the program itself; one that is new here fails until `NONSENSE` says what is nonsense to it.
 """
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -12,12 +15,16 @@ import attrs
 import click
 import pytest
 
+from evidence.artifacts import verify_fleet
+from evidence.trust import load_trust
 from nixfleet.cli import COMMANDS
+from nixfleet.clock import wall_now
 from nixfleet.keys.keyset import Wishes, generate_keys
 from nixfleet.release.example import EXAMPLE
 from state_machine.values import WallMs
 from tests.nonsense import (
     AT_ONCE,
+    DEADLINE_S,
     IS_ROOT,
     KEY_KINDS,
     NO_CONTENT,
@@ -292,6 +299,8 @@ def test_words_that_make_no_sense_are_answered_with_where_to_read_on(desk: Desk,
         ("status", "--nonsense"),
         ("\udcff",),
         ("hosts", "x"),
+        ("completion",),
+        ("keygen", "rotate", "--trust-file=x", "--new-key=x"),
     )
     refused(desk, program, [Call(words=each) for each in words])
 
@@ -357,3 +366,20 @@ def test_what_another_user_may_not_read_or_write_is_refused_in_a_line(desk: Desk
     (desk.root / "closed").mkdir(mode=0o700, exist_ok=True)
     calls = [attrs.evolve(call, names=()) for call in calls]  # as nobody, more than one thing cannot be read
     refused(desk, program, calls)
+
+
+def test_a_key_out_of_a_pipe_that_has_a_writer_is_no_nonsense(desk: Desk, tmp_path: Path) -> None:
+    """As shells make one of `--ci-key <(age -d ci-release.age)`."""
+    reader, writer = os.pipe()
+    good = {**desk.good(("release",)), "ci_key": f"/dev/fd/{reader}", "releases_dir": str(tmp_path / "releases")}
+    command = [sys.executable, "-m", "nixfleet", *desk.words(("release",), good)]
+    with subprocess.Popen(command, pass_fds=[reader], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        os.close(reader)
+        with open(writer, "wb") as pipe:
+            pipe.write((desk.root / "keys" / "ci-release.pem").read_bytes())
+        _, err = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 0, err
+    trust = load_trust(desk.root / "keys" / "trust.json")
+    fleet = tmp_path / "releases" / "fleet.resolved.json"
+    signature = fleet.with_name("fleet.resolved.json.sig").read_bytes()
+    assert verify_fleet(fleet.read_bytes(), signature, trust.ci_release_key, wall_now()).value.hosts

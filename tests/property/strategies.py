@@ -5,7 +5,7 @@ orders. A run is a list of scripts, ten bytes each; `play` reads every script as
 """
 
 from collections.abc import Callable, Sequence
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import attrs
 from hypothesis import strategies as st
@@ -122,7 +122,6 @@ SETTINGS: Final = (
     attrs.evolve(MACHINE, switch_attempts=1, rollback_attempts=1),
     attrs.evolve(MACHINE, switch_method=SwitchMethod.DRY_RUN),
     attrs.evolve(MACHINE, freshness_cap_s=60),
-    attrs.evolve(MACHINE, serves_intent=False),
     attrs.evolve(MACHINE, holds="the disk is full"),
 )
 
@@ -266,11 +265,11 @@ def operations_in(phase: Phase, prior: Closure | None, *, target: Closure = NEW)
 
 
 def known_with(
-    tracked: Tracked | None, operation: Operation | None, *, waiting: HeldDispatch | None = None, **more: object
+    tracked: Tracked | None, operation: Operation | None, *, waiting: HeldDispatch | None = None, **more: Any
 ) -> Known:
     """A durable state around one active rollout."""
     rollouts = {} if tracked is None else {tracked.record.rollout_id: tracked}
-    fields: dict[str, object] = {
+    fields: dict[str, Any] = {
         "runs": 1,
         "settings": MACHINE,
         "clock": SteadyClock(boot_id="boot-1"),
@@ -283,7 +282,7 @@ def known_with(
         "operation": operation,
         "next_op": 10,
     }
-    return Known(**{**fields, **more})  # type: ignore[arg-type]  # the fields are checked where they are used
+    return Known(**{**fields, **more})
 
 
 PHASES_OF_THE_ACTIVE: Final = [phase for phase in Phase if phase is not Phase.PENDING]

@@ -13,11 +13,11 @@ from state_machine.state import Session
 from state_machine.system import SwitchOutcome
 from state_machine.values import SteadyMs, WallMs
 from tests.unit.step_story import (
-    ALONE,
     DISK,
     NEW,
     OLD,
     R1,
+    SETTINGS,
     SSH,
     T0,
     Told,
@@ -188,7 +188,7 @@ def journal_damaged() -> Said:
     why = (
         "/var/lib/nixfleet-agent/journal.sqlite is damaged: entry 17 is not whole; it must be set aside, never deleted"
     )
-    story = tell((booted(0, settings=attrs.evolve(ALONE, holds=why)), ["> probes"]))
+    story = tell((booted(0, settings=attrs.evolve(SETTINGS, holds=why)), ["> probes"]))
     return dressed(story, 60, session(60), recent=[])
 
 

@@ -2,7 +2,7 @@
 
 import ssl
 from collections.abc import AsyncIterator, Callable
-from typing import Final
+from typing import Any, Final
 
 import attrs
 import httpx
@@ -66,8 +66,8 @@ def reply(status: int, body: bytes = b"", **headers: str) -> Callable[[httpx.Req
     return lambda request: httpx.Response(status, headers=named, stream=Body(body, chunks=1))
 
 
-async def get(line: Connection, **options: object) -> Answer:
-    return await line.request("GET", "/v1/agent/dispatch", now=NOW, **options)  # type: ignore[arg-type]
+async def get(line: Connection, **options: Any) -> Answer:
+    return await line.request("GET", "/v1/agent/dispatch", now=NOW, **options)
 
 
 async def test_an_answer_as_it_came() -> None:
@@ -158,6 +158,23 @@ async def test_the_cause_is_found_in_a_group_of_attempts() -> None:
     line, _ = connection(answers)
     with pytest.raises(UnreachableError, match=r"all attempts failed \(\[Errno 111\] Connection refused\)"):
         await get(line)
+
+
+async def test_a_connection_that_took_too_long_is_not_put_down_to_the_workings_of_a_deadline() -> None:
+    """The exception that ends a wait says what was waited for inside, which is nothing to look for."""
+
+    async def answers(request: httpx.Request) -> httpx.Response:
+        try:
+            with trio.fail_after(0):
+                await trio.sleep_forever()
+        except trio.TooSlowError as error:
+            raise httpx.ConnectTimeout("") from error
+        raise AssertionError("it waited for ever")
+
+    line = Connection("https://cp", httpx.MockTransport(answers))
+    with pytest.raises(UnreachableError) as caught:
+        await get(line)
+    assert caught.value.cause == "ConnectTimeout"
 
 
 async def test_cookies_are_neither_kept_nor_sent() -> None:

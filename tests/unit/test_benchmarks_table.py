@@ -11,7 +11,7 @@ from rich.console import Console
 from benchmarks.__main__ import TOPICS, main
 from benchmarks.core import entries, events
 from benchmarks.running import Run, median, per_second, percentile
-from benchmarks.table import Beside, Row, at_least, below, below_times, document, rendered, shown, write
+from benchmarks.table import Aim, Beside, Row, at_least, below, below_times, document, rendered, shown, write
 
 ROW = Row(name="idle", measured=28.0, unit="MB", beside=Beside(what="bare", measured=20.0))
 
@@ -23,8 +23,8 @@ def text_of(*rows: Row) -> str:
     return capture.get()
 
 
-def with_aims(measured: float, *aims: object) -> Row:
-    return Row(name="x", measured=measured, unit="MB", beside=ROW.beside, aims=aims)  # type: ignore[arg-type]
+def with_aims(measured: float, *aims: Aim) -> Row:
+    return Row(name="x", measured=measured, unit="MB", beside=ROW.beside, aims=aims)
 
 
 @pytest.mark.parametrize(

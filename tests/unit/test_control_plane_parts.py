@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import attrs
 import pytest
@@ -191,16 +192,18 @@ async def test_only_files_named_like_rollouts_are_listed(tmp_path: Path) -> None
         ({"fleet_ca_cert": Path("x")}, "--fleet-ca-key"),
         ({"fleet_ca_key": Path("x")}, "--fleet-ca-cert"),
         ({"strict": True}, "--client-ca"),
+        ({"trust_file": Path("/nowhere/trust.json")}, "--trust-file"),
     ],
     ids=lambda value: json.dumps(value, default=str) if isinstance(value, dict) else value,
 )
 def test_settings_that_cannot_work_name_the_flag_to_change(
-    tmp_path: Path, change: dict[str, object], names: str
+    lab: Lab, tmp_path: Path, change: dict[str, Any], names: str
 ) -> None:
-    good = Configuration(tls_cert=Path("c"), tls_key=Path("k"), artifacts=str(tmp_path))
+    trust = lab.path("trust.json")
+    good = Configuration(tls_cert=Path("c"), tls_key=Path("k"), artifacts=str(tmp_path), trust_file=trust)
     good.check()
     with pytest.raises(ConfigurationError, match=names):
-        attrs.evolve(good, **change).check()  # type: ignore[arg-type]
+        attrs.evolve(good, **change).check()
 
 
 def test_a_port_alone_is_one_of_the_loopback_interface() -> None:
@@ -231,7 +234,12 @@ def test_a_taken_port_is_found_before_anything_is_written(lab: Lab, tmp_path: Pa
 
 
 def test_every_flag_can_be_given_by_the_environment(lab: Lab) -> None:
-    settings = {"TLS_CERT": lab.path("missing.pem"), "TLS_KEY": lab.path("server-key.pem"), "ARTIFACTS": lab.artifacts}
+    settings = {
+        "TLS_CERT": lab.path("missing.pem"),
+        "TLS_KEY": lab.path("server-key.pem"),
+        "ARTIFACTS": lab.artifacts,
+        "TRUST_FILE": lab.path("trust.json"),
+    }
     environment = {f"NIXFLEET_CP_{name}": str(value) for name, value in settings.items()}
     process = subprocess.run(
         [sys.executable, "-m", "control_plane"], env=environment, capture_output=True, text=True, check=False

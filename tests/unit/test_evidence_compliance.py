@@ -48,7 +48,7 @@ DOCUMENT: dict[str, Any] = {
     ],
 }
 # The shape from before version 1.
-OLD = {
+OLD: dict[str, Any] = {
     "host": "node7",
     "timestamp": "2026-06-01T10:00:00Z",
     "controls": [{"control": "disk-encryption", "status": "compliant", "framework_articles": {}, "checks": []}],
@@ -223,7 +223,7 @@ def test_a_signature_file_of_another_shape_is_refused(text: bytes) -> None:
 def test_the_shape_from_before_version_one_is_called_by_its_name() -> None:
     for signature in (_signature(OLD), b"", b"AAAA"):
         with pytest.raises(EvidenceVersionError, match="before version 1") as caught:
-            read_evidence(canonicalize(OLD), signature, KEY.public)  # type: ignore[arg-type]
+            read_evidence(canonicalize(OLD), signature, KEY.public)
         assert caught.value.reason is Reason.SCHEMA_VERSION
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import resource
 import signal
 import sqlite3
 import subprocess
@@ -21,6 +22,7 @@ from nixfleet_agent.journal.errors import (
     UnreadableJournalError,
     WriteProblem,
 )
+from nixfleet_agent.journal.lock import take_lock
 from nixfleet_agent.journal.migrate import MIGRATIONS, migrate
 from nixfleet_agent.journal.reader import JournalReader, verify
 from nixfleet_agent.journal.schema import SCHEMA_VERSION
@@ -436,3 +438,15 @@ def test_a_killed_writer_loses_nothing_it_was_told_is_written(path: Path, lines:
         assert restored.n + sum(1 for _ in restored.tail) == report.good
         assert restored.known is None or restored.known.next_op == restored.n
         journal.close()
+
+
+def test_a_lock_that_could_not_be_signed_is_not_kept(tmp_path: Path) -> None:
+    """Seed 304 at full depth: on a full disk the agent met its own lock, and ended instead of holding."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+    try:
+        with pytest.raises(JournalWriteError):
+            take_lock(tmp_path / "journal.sqlite")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    os.close(take_lock(tmp_path / "journal.sqlite"))

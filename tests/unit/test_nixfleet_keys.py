@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -46,8 +47,8 @@ from tests.unit.nixfleet_samples import (
 from wire.json_value import JsonObject
 
 
-def make(directory: Path, **wishes: object) -> keyset.KeySet:
-    return keyset.generate_keys(directory, keyset.Wishes(**wishes), NOW)  # type: ignore[arg-type]
+def make(directory: Path, **wishes: Any) -> keyset.KeySet:
+    return keyset.generate_keys(directory, keyset.Wishes(**wishes), NOW)
 
 
 def certificate(keys: keyset.KeySet, name: str) -> x509.Certificate:

@@ -12,7 +12,6 @@ from state_machine.events import (
     FactsDelivered,
     Poked,
     ReplayRequested,
-    Settings,
     Snapshot,
     SnapshotsReceived,
 )
@@ -28,7 +27,6 @@ from tests.property.agent_world import (
     World,
 )
 from tests.unit.step_story import (
-    HOST,
     NEW,
     NEWER,
     OLD,
@@ -53,8 +51,6 @@ from tests.unit.step_story import (
     view,
     wished_back,
 )
-
-POLLS = Settings(machine_id=HOST)
 
 # --- it wants a rollout back ----------------------------------------------------------------------------------------
 
@@ -144,7 +140,7 @@ def over(seconds: float, duty: Duty = Duty.DELIVERY, *, ok: bool = True, after_m
 def talking() -> Told:
     """An agent that talks to its control plane and has one fact to tell."""
     return tell(
-        (booted(0, settings=POLLS), ["> probes", "> heartbeat", "> dispatch", "> intent"]),
+        (booted(0), ["> probes", "> heartbeat", "> dispatch", "> intent"]),
         (shown(1), []),
         (dispatched(2), ["1 DispatchAck from old", "> realise 1 new", "> deliver edge@1 1-1"]),
     )
@@ -215,7 +211,7 @@ def test_a_long_backlog_goes_out_in_portions() -> None:
     story = story.then((probed(11), ["5 ProbeObservedFirst ssh", "6 ProbeResult ssh pass"]), *rows)
     talks = story.killed().then(
         (
-            booted(30, view(NEW), settings=POLLS),
+            booted(30, view(NEW)),
             ["> probes", "> heartbeat", "> dispatch", "> intent", "> deliver edge@1 1-200"],
         ),
         (delivered(31, 200), []),
@@ -241,7 +237,7 @@ def test_a_control_plane_that_lost_facts_is_told_them_again_but_never_believed()
 
 
 def test_a_long_poll_that_is_answered_at_once_is_not_begun_again_at_once() -> None:
-    story = tell((booted(0, settings=POLLS), ["> probes", "> heartbeat", "> dispatch", "> intent"]))
+    story = tell((booted(0), ["> probes", "> heartbeat", "> dispatch", "> intent"]))
     story.then(
         (over(0.05, Duty.DISPATCH), []),
         (tick(0.9), []),
@@ -251,7 +247,7 @@ def test_a_long_poll_that_is_answered_at_once_is_not_begun_again_at_once() -> No
 
 
 def test_retry_after_is_honoured_up_to_an_hour() -> None:
-    story = tell((booted(0, settings=POLLS), ["> probes", "> heartbeat", "> dispatch", "> intent"]))
+    story = tell((booted(0), ["> probes", "> heartbeat", "> dispatch", "> intent"]))
     story.then((over(1, Duty.INTENT, ok=False, after_ms=30_000), []), (tick(30), []), (tick(31), ["> intent"]))
     story.then(
         (over(1, Duty.INTENT, ok=False, after_ms=2**53 - 1), []),
@@ -262,7 +258,7 @@ def test_retry_after_is_honoured_up_to_an_hour() -> None:
 
 def test_an_exchange_that_never_ends_is_begun_again() -> None:
     tell(
-        (booted(0, settings=POLLS), ["> probes", "> heartbeat", "> dispatch", "> intent"]),
+        (booted(0), ["> probes", "> heartbeat", "> dispatch", "> intent"]),
         (tick(299), []),
         (tick(300), ["> heartbeat", "> dispatch", "> intent"]),
     )

@@ -7,13 +7,13 @@ from state_machine.events import Event, IntentRefused
 from state_machine.values import Channel, Reason, RolloutId, WallMs
 from tests.property.agent_world import make_intent
 from tests.unit.step_story import (
-    ALONE,
     EDGE,
     NEW,
     NEWER,
     OLD,
     R1,
     R2,
+    SETTINGS,
     T0,
     at,
     booted,
@@ -216,7 +216,7 @@ def test_the_operator_can_narrow_the_window_and_not_widen_it() -> None:
         (120, -100, ["1 DispatchAck from old", "> realise 1 new"]),
         (86_400, -3700, stale),
     ):
-        capped = attrs.evolve(ALONE, freshness_cap_s=cap_s)
+        capped = attrs.evolve(SETTINGS, freshness_cap_s=cap_s)
         tell(
             (booted(0, settings=capped), ["> probes"]),
             (dispatched(1), ["> fetch edge@1"]),

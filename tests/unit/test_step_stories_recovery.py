@@ -5,12 +5,11 @@ from state_machine.events import (
     DutyFinished,
     FactsDelivered,
     ReplayRequested,
-    Settings,
     Snapshot,
     SnapshotsReceived,
 )
 from state_machine.system import SwitchOutcome
-from state_machine.values import HostName, Phase
+from state_machine.values import Phase
 from tests.unit.step_story import (
     BY_HAND,
     NEW,
@@ -235,8 +234,6 @@ def test_probes_that_changed_with_the_restart_are_declared_anew() -> None:
 
 # --- the state directory is gone ------------------------------------------------------------------------------------
 
-POLLS = Settings(machine_id=HostName("node7"))
-
 
 def seen_by_the_control_plane(seconds: float, phase: Phase, last_seq: int) -> SnapshotsReceived:
     snapshot = Snapshot(rollout_id=R1, phase=phase, target_closure=NEW, last_seq=last_seq)
@@ -308,7 +305,7 @@ DIFFERENT = "the control plane has edge@1 as Activating, not Converged"
 def test_a_restart_makes_every_exchange_due_and_waits_for_none() -> None:
     tell(
         (
-            booted(0, settings=POLLS, probes=(SSH,)),
+            booted(0, probes=(SSH,)),
             ["> probes", "> heartbeat", "> dispatch", "> intent"],
         ),
         (DutyFinished(at=at(1), duty=Duty.HEARTBEAT, ok=False), []),

@@ -6,13 +6,13 @@ from state_machine.events import TargetPolicy
 from state_machine.system import SwitchOutcome
 from state_machine.values import FailurePolicy, Phase, SwitchMethod
 from tests.unit.step_story import (
-    ALONE,
     BY_HAND,
     NEW,
     NEWER,
     OLD,
     R1,
     R2,
+    SETTINGS,
     booted,
     dispatched,
     observed,
@@ -93,6 +93,19 @@ def test_a_target_that_only_runs_until_the_next_boot_is_switched_to() -> None:
         (booted(0, view(NEW, profile=OLD)), ["> probes"]),
         (shown(1), []),
         (dispatched(2, running=NEW), ["1 DispatchAck from new", "> realise 1 new"]),
+    )
+
+
+def test_a_target_that_a_failed_switch_left_running_is_switched_to_again() -> None:
+    """Its links are in place; whether its units run nobody knows."""
+    to_switching(policy=HALT).then(
+        (
+            switched(70, 2, view(NEW), SwitchOutcome.TIMEOUT, code=None),
+            ["3 ActivationFailed (-1) switch-timeout:", "! switch-timeout"],
+        ),
+        (shown(80, R2, NEW, signed=80, policy=HALT), []),
+        (dispatched(81, R2, NEW, running=NEW), ["1 DispatchAck from new", "> realise 3 new"]),
+        (realised(82, 3), ["2 ActivationStarted", "> switch 4 new"]),
     )
 
 
@@ -315,7 +328,7 @@ def test_a_dispatch_that_comes_twice_is_taken_once() -> None:
 
 
 def test_a_dry_run_says_what_it_would_do_and_takes_nothing_back() -> None:
-    dry = attrs.evolve(ALONE, switch_method=SwitchMethod.DRY_RUN)
+    dry = attrs.evolve(SETTINGS, switch_method=SwitchMethod.DRY_RUN)
     end = tell(
         (booted(0, settings=dry), ["> probes"]),
         (shown(1), []),
@@ -331,7 +344,7 @@ def test_a_dry_run_says_what_it_would_do_and_takes_nothing_back() -> None:
 
 
 def test_while_the_agent_is_held_nothing_new_begins() -> None:
-    held = attrs.evolve(ALONE, holds="the disk is full")
+    held = attrs.evolve(SETTINGS, holds="the disk is full")
     tell(
         (booted(0, settings=held), ["> probes"]),
         (shown(1), []),
