@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PACKAGES := state_machine wire evidence nixfleet_agent control_plane nixfleet
 
-.PHONY: help demo test test-system soak test-deep lint types imports bench lock clean
+.PHONY: help demo test test-system soak crash test-deep simulate fuzz lint types imports bench lock clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 20
@@ -31,8 +31,18 @@ test-system: $(READY) ## only those on real systemd hosts (root); LAB_ROOT=DIR: 
 soak: $(READY) ## the scenarios on real hosts again and again, with random timing, until told to stop
 	@$(BIN)/python -m tests.system.soak $(ARGS)
 
+crash: $(READY) ## kill real agents with -9 at 1,000 random instants of the standard runs; ARGS='--seed N' repeats
+	@TEST_PATIENCE_S=180 $(BIN)/python -m tests.crash $(ARGS)
+
 test-deep: $(READY) ## the properties with 20,000 examples each
 	@HYPOTHESIS_PROFILE=deep $(BIN)/python -m pytest -n auto tests/property $(ARGS)
+
+simulate: $(READY) ## fleets in a simulated world, until told to stop; SEED=N: one, told; DEPTH=core|full
+	@$(BIN)/python -m tests.simulation --depth $(or $(DEPTH),core) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+fuzz: $(READY) ## every parser of what others wrote, until told to stop; SECONDS=N: so long for each; ARGS='--target NAME'
+	@$(if $(SECONDS),,$(BIN)/python -m tests.fuzz.floods)
+	@$(BIN)/python -m tests.fuzz $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
 
 lint: $(READY) ## ruff: format and rules
 	@$(BIN)/ruff format --check . && $(BIN)/ruff check .
@@ -48,7 +58,8 @@ bench: $(READY) ## one table of measurements, and benchmarks/results.json
 
 lock: ## renew requirements.lock from pyproject.toml
 	@rm -rf $(VENV) && $(PYTHON) -m venv $(VENV) && $(BIN)/pip install --quiet -e '.[dev]' 'setuptools>=77' wheel
-	@{ head -1 requirements.lock; $(BIN)/pip freeze --all --exclude-editable | grep -v '^pip=='; } > $(VENV)/lock
+	@{ head -1 requirements.lock; $(BIN)/pip freeze --all --exclude-editable | grep -v '^pip==' \
+		| sed "s/^atheris==.*/&; sys_platform == 'linux' and platform_machine == 'x86_64'/"; } > $(VENV)/lock
 	@mv $(VENV)/lock requirements.lock
 
 clean: ## remove everything made

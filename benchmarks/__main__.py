@@ -25,6 +25,7 @@ TOPICS: Final[Mapping[str, str]] = {
     "idle": "memory and CPU time of an idle agent",
     "dispatching": "from a dispatch to the switch it starts",
     "serving": "a control plane with 500 agents",
+    "simulating": "runs of the simulator a second, at both depths",
 }
 RESULTS: Final = Path(__file__).with_name("results.json")
 WIDTH: Final = 160
