@@ -38,7 +38,10 @@ def crash(seed: int, kills: int, lanes: int) -> int:
     print(f"seed {seed}: {kills} kills in {lanes} lanes; repeat with make crash ARGS='--seed {seed}'")
     root = tempfile.mkdtemp(prefix="nixfleet-crash-")
     campaign = Campaign(root=Path(root), seed=seed, kills=kills, lanes=lanes, report=_progress())
-    campaign.run()
+    try:
+        campaign.run()
+    except KeyboardInterrupt:
+        campaign.wrong.append("stopped before the end")
     print()
     if campaign.wrong:
         print("\n".join([*campaign.wrong, f"its files are in {root}"]))

@@ -165,6 +165,7 @@ class Lane:
         self._planes.pop_all().close()
         self.cp = self._planes.enter_context(self.fleet.start(require_evidence=True, listen=listen))
         assert self.cp.refresh() == {}
+        self.agent.poke()  # it would come by itself, but after as long again as the control plane was away
 
     def _facts(self) -> list[dict[str, Any]]:
         return [dict(encode_fact(each.fact)) for each in self.agent.facts(self.rollout)]

@@ -49,6 +49,12 @@ async def test_a_child_that_reads_none_of_its_input_is_no_error() -> None:
     assert (await run(["/bin/sh", "-c", "exit 0"], timeout_s=30, stdin=b"x" * 300_000)).ok
 
 
+async def test_a_child_cannot_speak_for_the_agent_to_its_service_manager() -> None:
+    agents = {"NOTIFY_SOCKET": "/run/notify", "WATCHDOG_PID": "1", "WATCHDOG_USEC": "1"}
+    done = await run(["/usr/bin/env"], timeout_s=30, env={**agents, "A": "b"})
+    assert done.stdout == b"A=b\n"
+
+
 async def test_without_input_a_reader_meets_end_of_file_at_once() -> None:
     assert (await sh("cat")).ok
 
