@@ -49,6 +49,8 @@ from wire.endpoints import (
 from wire.messages import BootstrapReport, Dispatch, EnrollRequest, HeartbeatRequest, RenewRequest
 
 WAIT_MAX_S: Final = 60
+HEARTBEAT_LIMIT: Final = 64 * 1024
+"""Bytes. What a host says of itself is kept, in memory too, and each time it differs: an honest one needs 2 KiB."""
 BOOTSTRAP_EVENTS: Final = frozenset({"trust-error", "enrollment-failed"})
 
 _UPSTREAM_TIMEOUT_S: Final = 30.0
@@ -164,7 +166,7 @@ class AgentRoutes:
 
     async def heartbeat(self, request: Request, peer: Peer) -> Response:
         """A sign of life."""
-        heartbeat = await read_message(request, HeartbeatRequest)
+        heartbeat = await read_message(request, HeartbeatRequest, limit=HEARTBEAT_LIMIT)
         check_hostname(heartbeat.hostname, peer)
         answer = self.heartbeats.answer(heartbeat)
         headers = {} if answer.replay_from is None else {REPLAY_FROM_HEADER: str(answer.replay_from)}

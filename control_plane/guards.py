@@ -194,15 +194,15 @@ def refusal_response(refusal: RequestRefusedError) -> Response:
     return json_response(body, status=refusal.status, headers=dict(refusal.headers))
 
 
-async def read_document(request: Request, *, malformed: int = 400) -> JsonObject:
-    """The JSON object in the request's body.
+async def read_document(request: Request, *, malformed: int = 400, limit: int = BODY_LIMIT) -> JsonObject:
+    """The JSON object in the request's body of at most `limit` bytes.
 
     Raises:
         RequestRefusedError: 413 too long, 408 too slow, `malformed` for what is no JSON object.
     """
-    body = await _read_body(request)
+    body = await _read_body(request, limit)
     try:
-        value = parse(body, limit=BODY_LIMIT)
+        value = parse(body, limit=limit)
     except TooLargeError as error:
         raise RequestRefusedError(status=413, reason=Reason.TOO_LARGE, error=str(error)) from error
     except CanonicalError as error:
@@ -212,25 +212,25 @@ async def read_document(request: Request, *, malformed: int = 400) -> JsonObject
     return value
 
 
-async def read_message(request: Request, target: type[Message]) -> Message:
-    """The request's body as a message of `wire`.
+async def read_message(request: Request, target: type[Message], *, limit: int = BODY_LIMIT) -> Message:
+    """The request's body of at most `limit` bytes as a message of `wire`.
 
     Raises:
         RequestRefusedError: as `read_document`; 422 for a JSON object of another shape.
     """
-    document = await read_document(request)
+    document = await read_document(request, limit=limit)
     try:
         return decode(target, document)
     except WireError as error:
         raise RequestRefusedError(status=422, reason=Reason.PARSE, error=error.detail) from error
 
 
-async def _read_body(request: Request) -> bytes:
+async def _read_body(request: Request, limit: int) -> bytes:
     kept, size = bytearray(), 0
     with trio.move_on_after(BODY_DEADLINE_S) as patience:
         async for chunk in request.stream():
             size += len(chunk)
-            if size <= BODY_LIMIT:
+            if size <= limit:
                 kept += chunk
             elif size > _DRAIN_LIMIT:
                 break
@@ -238,9 +238,9 @@ async def _read_body(request: Request) -> bytes:
         raise RequestRefusedError(
             status=408, reason="slow", error=f"the body did not arrive within {BODY_DEADLINE_S:.0f} s"
         )
-    if size > BODY_LIMIT:
+    if size > limit:
         raise RequestRefusedError(
-            status=413, reason=Reason.TOO_LARGE, error=f"a body may have {BODY_LIMIT} bytes at most"
+            status=413, reason=Reason.TOO_LARGE, error=f"a body may have {limit} bytes at most here"
         )
     return bytes(kept)
 

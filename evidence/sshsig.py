@@ -73,7 +73,7 @@ def check(armored: str, message: bytes, public: bytes, *, namespace: str = JOURN
     if match is None:
         raise SshsigError(problem="it is not one armored block")
     try:
-        signature = _signature(base64.b64decode("".join(match[1].split()), validate=True), public, namespace)
+        signature = _signature(_decoded("".join(match[1].split())), public, namespace)
     except ValueError as error:
         raise SshsigError(problem="it is not base64") from error
     except SshFormatError as error:
@@ -91,6 +91,14 @@ def allowed_signers_line(hostname: str, public: bytes, *, namespace: str = JOURN
     if not is_host_name(hostname):
         raise SshsigError(problem=f"{hostname[:64]!r} is not a host name")
     return f'{hostname} namespaces="{namespace}" {openssh_public_line(public)}'
+
+
+def _decoded(text: str) -> bytes:
+    """Strictly: one text for each content, as OpenSSH has it. Bits that no byte needs must be zero (RFC 4648, 3.5)."""
+    blob = base64.b64decode(text, validate=True)
+    if base64.b64encode(blob).decode("ascii") != text:
+        raise ValueError("not the canonical encoding")
+    return blob
 
 
 def _to_be_signed(sha512: bytes, namespace: str) -> bytes:

@@ -8,14 +8,14 @@ import attrs
 import trio
 
 from evidence.errors import EvidenceError
-from nixfleet_agent.desk import AnswerError, Desk, RefusedError
+from nixfleet_agent.desk import AnswerError, Desk, NotJsonAnswerError, RefusedError
 from nixfleet_agent.errors import AgentError
 from nixfleet_agent.health_checks import probes_or_failure
 from nixfleet_agent.identity import CertificateError
 from nixfleet_agent.probes.kinds import FailedUnitsProbe, spec
 from nixfleet_agent.probes.worker import ProbeSet
 from nixfleet_agent.supervision import keep_going
-from nixfleet_agent.transport import TransportError
+from nixfleet_agent.transport import BodyTooLargeError, TransportError
 from nixfleet_agent.workers.activation import ActivationWorker
 from nixfleet_agent.workers.certificate import CertificateWorker
 from nixfleet_agent.workers.dispatch import DispatchWorker
@@ -153,6 +153,8 @@ class Applier:
 
     def _log_failure(self, duty: Duty, error: BaseException) -> None:
         """A long outage is one warning, not one a second; another cause is another warning."""
+        if isinstance(error, BodyTooLargeError | NotJsonAnswerError):
+            self._desk.telemetry.refusals[error.reason.value] += 1  # an answer came, and was refused for what it is
         causes, cause = self._desk.telemetry.causes, str(error)
         level = logging.DEBUG if causes.get(duty.value) == cause else logging.WARNING
         causes[duty.value] = cause

@@ -202,10 +202,11 @@ def _assemble(
         host_public_key=host_key.public,
         http=around.http_prober(),
     )
+    intent = IntentWorker(desk, DocumentCache(config.state_dir))
     workers = Workers(
-        intent=IntentWorker(desk, DocumentCache(config.state_dir)),
-        dispatch=DispatchWorker(desk, observe),
-        heartbeat=HeartbeatWorker(desk, observe),
+        intent=intent,
+        dispatch=DispatchWorker(desk, observe, intent.review),
+        heartbeat=HeartbeatWorker(desk, observe, intent.review),
         outbound=OutboundWorker(desk, opened.facts),
         certificate=CertificateWorker(desk, around.connect, around.certificate_tool),
         activation=ActivationWorker(desk, around.platform, opened.journal_id),

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final
+from typing import ClassVar, Final
 
 import attrs
 
@@ -14,7 +14,7 @@ from nixfleet_agent.telemetry import Telemetry
 from nixfleet_agent.transport import REQUEST_TIMEOUT_S, RESPONSE_LIMIT, Answer, Connection, UnreachableError
 from state_machine.events import Event
 from state_machine.state import State
-from state_machine.values import Moment
+from state_machine.values import Moment, Reason
 from wire.json_value import JsonValue
 
 ANSWER_SHOWN: Final = 200
@@ -107,6 +107,7 @@ class RefusedError(AnswerError):
 class NotJsonAnswerError(AnswerError):
     """The body is not what the protocol says, such as a captive portal's page."""
 
+    reason: ClassVar[Reason] = Reason.PARSE
     path: str
     problem: str
 

@@ -22,7 +22,7 @@ from state_machine.events import Booted, Event, ProbeObserved, Tick
 from state_machine.facts import RolloutFact
 from state_machine.schedule import next_wakeup
 from state_machine.state import Known, State
-from state_machine.step import step
+from state_machine.step import exchange, step
 from state_machine.turn import Step
 from state_machine.values import Moment, RolloutId, WallMs
 
@@ -230,10 +230,11 @@ class Runtime:
             outcome = step(self._state, event)
             if outcome.durable:
                 self._hold_back(event)
-            else:
-                before, self._state = self._state, outcome.state
-                self._show(before, [_Worked(event=event, step=outcome)])
-                self._carry_out(outcome, apply)
+                # What waits for the disk comes up with every tick, and must not take the exchanges with it.
+                outcome = exchange(self._state, event.at)
+            before, self._state = self._state, outcome.state
+            self._show(before, [_Worked(event=event, step=outcome)])
+            self._carry_out(outcome, apply)
         self._announce()
 
     def _hold_back(self, event: Event) -> None:

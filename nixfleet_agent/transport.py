@@ -8,14 +8,14 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from email.utils import parsedate_to_datetime
 from http.cookiejar import DefaultCookiePolicy
-from typing import Final
+from typing import ClassVar, Final
 
 import attrs
 import httpx
 import trio
 
 from nixfleet_agent import __version__
-from state_machine.values import WallMs
+from state_machine.values import Reason, WallMs
 from wire.endpoints import AGENT_VERSION_HEADER, PROTOCOL_HEADER, PROTOCOL_VERSION
 
 CONNECT_TIMEOUT_S: Final = 10.0
@@ -42,6 +42,7 @@ class UnreachableError(TransportError):
 class BodyTooLargeError(TransportError):
     """The answer was longer than anything honest."""
 
+    reason: ClassVar[Reason] = Reason.TOO_LARGE
     url: str
     limit: int
 

@@ -122,6 +122,8 @@ def _switch_if_allowed(turn: Turn, operation: Realising, jitter: float) -> None:
     if turn.known.settings.holds:
         turn.refuse(Reason.BUSY, turn.known.settings.holds, operation.rollout_id)
         return _realise_later(turn, operation, jitter)
+    if seen is not None and seen.withdrawn:
+        return _realise_later(turn, operation, jitter)  # it may prove again, or its time runs out
     if refusal is None:
         return _order_switch(turn, operation)
     reason, detail = refusal

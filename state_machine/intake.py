@@ -101,16 +101,16 @@ def on_intent_verified(turn: Turn, event: IntentVerified) -> None:
     """Accept proved intent if it is acceptable in time, then look again at a dispatch that waited for it."""
     intent = event.intent
     stored = turn.known.intents.get(intent.rollout_id)
-    same = stored is not None and stored.intent == intent
-    seen = (
-        stored if stored is not None and same else SeenIntent(intent=intent, seen_wall=turn.wall, seen_steady=turn.now)
-    )
+    if stored is not None and stored.intent == intent:
+        seen = attrs.evolve(stored, withdrawn=False)
+    else:
+        seen = SeenIntent(intent=intent, seen_wall=turn.wall, seen_steady=turn.now)
     if (refusal := _untimely(turn, seen)) is not None:
         turn.refuse(*refusal, intent.rollout_id)
         if _is_held(turn, intent.rollout_id):
             _reject_held(turn, *refusal)
         return
-    if not same:
+    if seen != stored:
         _accept_intent(turn, seen)
     if _is_held(turn, intent.rollout_id):
         turn.set_session(refetch_at=None, refetch_failures=0)
@@ -168,14 +168,23 @@ def mark_all_stale(turn: Turn) -> None:
 def on_intent_refused(turn: Turn, event: IntentRefused) -> None:
     """Intent did not prove, or could not be fetched. A dispatch that waits for it is rejected or waits on."""
     rollout_id = event.rollout_id or RolloutId("")
-    if event.final:
+    if event.final or event.reason is Reason.TOO_LARGE:
         turn.refuse(event.reason, event.detail, rollout_id)
+    if event.final:
+        _withdraw(turn, rollout_id)
     if not _is_held(turn, rollout_id):
         return
     if event.final:
         _reject_held(turn, event.reason, event.detail)
     else:
         schedule.plan_refetch(turn, event.jitter, event.retry_after_ms)
+
+
+def _withdraw(turn: Turn, rollout_id: RolloutId) -> None:
+    """Begin nothing more on account of what was proved before: the key may have been struck off since."""
+    seen = turn.known.intents.get(rollout_id)
+    if seen is not None and not seen.withdrawn:
+        turn.set(intents={**turn.known.intents, rollout_id: attrs.evolve(seen, withdrawn=True)})
 
 
 # --- dispatch -------------------------------------------------------------------------------------------------------
@@ -249,7 +258,7 @@ def consider(turn: Turn, *, may_fetch: bool = False) -> None:
     if held is None or known.busy or known.settings.holds:
         return
     seen = known.intents.get(held.rollout_id)
-    if seen is None or (may_fetch and freshness_left_ms(known, seen, turn.wall, turn.now) < 0):
+    if seen is None or seen.withdrawn or (may_fetch and freshness_left_ms(known, seen, turn.wall, turn.now) < 0):
         schedule.fetch(turn, held.rollout_id)
         return
     if (refusal := unmet(known, held, seen, turn.wall, turn.now)) is not None:

@@ -63,6 +63,8 @@ class SeenIntent:
     intent: VerifiedIntent
     seen_wall: WallMs
     seen_steady: SteadyMs
+    withdrawn: bool = False
+    """It was refused since: it has to prove itself again before anything is begun on its account."""
 
 
 @attrs.frozen(kw_only=True)

@@ -31,6 +31,7 @@ from state_machine.events import (
 )
 from state_machine.state import Session, State
 from state_machine.turn import Step, Turn, without
+from state_machine.values import Moment
 
 
 def step(state: State, event: Event) -> Step:
@@ -39,6 +40,13 @@ def step(state: State, event: Event) -> Step:
         return _boot(state, event)
     turn = Turn(state, event, state.known)
     _handle(turn, event)
+    schedule.order_due(turn)
+    return turn.finish()
+
+
+def exchange(state: State, at: Moment) -> Step:
+    """The exchanges that are due at `at`, and nothing else: for a host that can write nothing down. Never durable."""
+    turn = Turn(state, Tick(at=at), state.known)
     schedule.order_due(turn)
     return turn.finish()
 

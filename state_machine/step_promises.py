@@ -69,6 +69,8 @@ def s1_only_proved_targets(passage: Passage) -> Iterator[str]:
         if seen is None or seen.intent.target != order.closure:
             yield f"{order.closure} is switched to, and no manifest in hand gives it to this host"
         else:
+            if seen.withdrawn:
+                yield f"{order.closure} is switched to, and its manifest was refused when it was last looked at"
             yield from _untimely(passage, seen)
 
 
@@ -94,6 +96,9 @@ def s2_never_an_older_manifest(passage: Passage) -> Iterator[str]:
         seen = after.intents.get(rollout_id)
         if seen is not None and seen.intent.signed_at < after.newest_signed.get(seen.intent.channel, -1):
             yield f"{rollout_id} is acted on, and a newer manifest of {seen.intent.channel} has been accepted"
+    for rollout_id, _ in facts_of(passage, DispatchAck):
+        if (taken := after.intents.get(rollout_id)) is not None and taken.withdrawn:
+            yield f"{rollout_id} is taken, and its manifest was refused when it was last looked at"
 
 
 def _acted_on(passage: Passage) -> set[RolloutId]:

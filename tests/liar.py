@@ -226,6 +226,7 @@ class Liar:
         https: bool = True,
         newest_tls: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
         validity_s: int = 86_400,
+        port: int = 0,
     ) -> None:
         self.lab, self.says, self.validity_s = lab, dict[str, Behaviour](), validity_s
         self.seen: list[Seen] = []
@@ -235,7 +236,7 @@ class Liar:
         self.replies: dict[str, Any] = {}
         """Members that honest heartbeat replies carry besides."""
         self._queue: dict[str, deque[dict[str, Any]]] = {}
-        self._port, self._https, self._identity, self._newest_tls = 0, https, identity, newest_tls
+        self._port, self._https, self._identity, self._newest_tls = port, https, identity, newest_tls
         self._ready = threading.Event()
         self._thread = threading.Thread(target=trio.run, args=(self._serve,), daemon=True)
 
@@ -262,6 +263,11 @@ class Liar:
 
     def count(self, name: str) -> int:
         return len(self.requests(name))
+
+    @property
+    def port(self) -> int:
+        """Where it listens, for another to take its place."""
+        return self._port
 
     def until(self, what: str, seen: Callable[[], T], timeout_s: float = PATIENCE_S) -> T:
         """The first true value of `seen`."""
@@ -388,7 +394,8 @@ class Liar:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_set_when_gone, exchange.stream, gone)
             with trio.move_on_after(float(wait)):
-                while not queue and not gone.is_set():
+                # A lie about dispatches begins with the poll that is waiting.
+                while not queue and not gone.is_set() and "dispatch" not in self.says:
                     await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
         if gone.is_set():

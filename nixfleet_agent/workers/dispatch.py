@@ -1,6 +1,6 @@
 """The long-poll: wait for the control plane to route something here, and say what it was (protocol section 3.4)."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from nixfleet_agent.desk import Desk, NotJsonAnswerError, read_json
@@ -19,9 +19,11 @@ GRACE_S: Final = 5.0
 class DispatchWorker:
     """Answers with `DispatchReceived`, or with nothing when nothing came."""
 
-    def __init__(self, desk: Desk, observe: Callable[[], SystemView]) -> None:
+    def __init__(self, desk: Desk, observe: Callable[[], SystemView], review: Callable[[], Awaitable[None]]) -> None:
+        """`review` looks at accepted intent by the trust file of now; see `IntentWorker.review`."""
         self._desk = desk
         self._observe = observe
+        self._review = review
 
     async def poll(self) -> None:
         """One long-poll.
@@ -41,6 +43,7 @@ class DispatchWorker:
             dispatch = decode(Dispatch, value)
         except WireError as error:
             raise NotJsonAnswerError(path=DISPATCH, problem=str(error)) from error
+        await self._review()
         await self._desk.tell(
             DispatchReceived(
                 at=self._desk.clock(),

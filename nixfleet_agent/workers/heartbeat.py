@@ -1,7 +1,7 @@
 """The heartbeat: a sign of life, a look at the host, and the control plane's view of it (protocol section 3.6)."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 from nixfleet_agent import __version__
@@ -18,14 +18,18 @@ from wire.errors import WireError
 from wire.messages import HeartbeatReply, HeartbeatRequest, HostRolloutSnapshot
 
 TIMEOUT_S: Final = 10.0
+WAITING_ON_SHOWN: Final = 1024
+"""Characters. A host with very many probes may wait for all of them, and a heartbeat has to stay short."""
 
 
 class HeartbeatWorker:
     """Answers with `SystemObserved`, and with `SnapshotsReceived` and `ReplayRequested` where the reply has any."""
 
-    def __init__(self, desk: Desk, observe: Callable[[], SystemView]) -> None:
+    def __init__(self, desk: Desk, observe: Callable[[], SystemView], review: Callable[[], Awaitable[None]]) -> None:
+        """`review` looks at accepted intent by the trust file of now; see `IntentWorker.review`."""
         self._desk = desk
         self._observe = observe
+        self._review = review
 
     async def beat(self) -> None:
         """One heartbeat.
@@ -56,13 +60,14 @@ class HeartbeatWorker:
             last_event_seq_by_rollout={rollout: t.record.last_seq for rollout, t in known.rollouts.items()},
             health=dict(Counter(health.status.value for health in known.probes.values())),
             boot_id=system.boot_id,
-            waiting_on=waiting_on(known),
+            waiting_on=(waiting_on(known) or "")[:WAITING_ON_SHOWN] or None,
             tags=self._desk.config.tags,
         )
 
     async def _tell(self, request: HeartbeatRequest, reply: HeartbeatReply, answer: Answer) -> None:
         mine = [s for s in reply.bootstrap_rollouts if s.hostname == request.hostname]
         if mine:
+            await self._review()
             snapshots = tuple(_snapshot(snapshot) for snapshot in mine)
             await self._desk.tell(SnapshotsReceived(at=self._desk.clock(), snapshots=snapshots))
         wanted = {replay.rollout_id: replay.from_seq for replay in reply.replay}

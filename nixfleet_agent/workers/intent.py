@@ -23,7 +23,7 @@ from evidence.project import project
 from evidence.trust import KeySlot, load_trust
 from nixfleet_agent.desk import Desk, RefusedError, refused
 from nixfleet_agent.files import read_limited, write_atomically
-from nixfleet_agent.transport import TransportError
+from nixfleet_agent.transport import BodyTooLargeError, TransportError
 from state_machine.events import Event, IntentRefused, IntentVerified, VerifiedIntent
 from state_machine.intent import Fleet
 from state_machine.values import Reason, RolloutId, is_rollout_id
@@ -70,6 +70,12 @@ class DocumentCache:
         signature = read_limited(self._named / f"{name}.json.sig", SIGNATURE_LIMIT)
         return None if data is None or signature is None else Document(data=data, signature=signature)
 
+    def kept(self, digest: str) -> Document | None:
+        """The artifact that proved once under this digest, if it is still here."""
+        data = read_limited(self._kept / f"{digest}.json", ARTIFACT_LIMIT)
+        signature = read_limited(self._kept / f"{digest}.json.sig", SIGNATURE_LIMIT)
+        return None if data is None or signature is None else Document(data=data, signature=signature)
+
     def save(self, name: str, digest: str, document: Document) -> None:
         """Keep an artifact that proved.
 
@@ -112,6 +118,11 @@ def _older_than(directory: Path, seconds: float) -> list[Path]:
     return [path for path in directory.iterdir() if path.stat().st_mtime < oldest]
 
 
+def _is_own_trouble(error: EvidenceError) -> bool:
+    """It is about this host's trust file, and says nothing of what was served."""
+    return isinstance(error, UnsupportedAlgorithmError) or error.reason is Reason.NO_TRUST_ROOTS
+
+
 class IntentWorker:
     """Answers with `IntentVerified` or `IntentRefused`."""
 
@@ -120,6 +131,7 @@ class IntentWorker:
         self._cache = cache
         self._memory: dict[str, Document] = {}
         self._memo: _Memo | None = None
+        self._reviewed: tuple[int, int, int] | None = None
         self._turn = trio.Lock()
 
     def keep(self, rollout_id: RolloutId) -> None:
@@ -137,6 +149,7 @@ class IntentWorker:
         Raises:
             TransportError, RefusedError: the control plane has no answer; the duty has failed.
         """
+        await self.review()
         async with self._turn:
             fleet_document = await self._fetch("fleet.resolved", FLEET, FLEET_SIGNATURE)
             try:
@@ -195,7 +208,8 @@ class IntentWorker:
                 return event
         # Only "there is no such rollout" is an answer; anything else may be different next time.
         final = isinstance(error, RefusedError) and error.status == 404
-        refused_event = self._refused(rollout_id, Reason.MISSING, str(error), final=final)
+        reason = Reason.TOO_LARGE if isinstance(error, BodyTooLargeError) else Reason.MISSING
+        refused_event = self._refused(rollout_id, reason, str(error), final=final)
         asked_ms = error.retry_after_ms if isinstance(error, RefusedError) else None
         return attrs.evolve(refused_event, retry_after_ms=asked_ms)
 
@@ -210,8 +224,9 @@ class IntentWorker:
             proven = verify_manifest(manifest.data, manifest.signature, slot, at.wall_ms, rollout=rollout_id)
             intent = project(proven_fleet, proven, self._desk.config.machine_id)
         except EvidenceError as error:
-            own_trouble = isinstance(error, UnsupportedAlgorithmError) or error.reason is Reason.NO_TRUST_ROOTS
-            final = not own_trouble  # what this host cannot judge now, it may be able to once its trust file is mended
+            final = not _is_own_trouble(
+                error
+            )  # what this host cannot judge now, it may be able to once its trust file is mended
             return self._refused(rollout_id, error.reason, str(error), final=final)
         try:
             self._cache.save("fleet.resolved", proven_fleet.digest, fleet)
@@ -223,6 +238,34 @@ class IntentWorker:
         if slot.retire_at is None:
             self._memo = _Memo(trust=trust, fleet=fleet, manifest=manifest, intent=intent)
         return IntentVerified(at=at, intent=intent)
+
+    async def review(self) -> None:
+        """Look again at accepted intent when the trust file has changed, and refuse what no longer proves.
+
+        To be awaited before anything is passed on that could make the host act on intent it has: a key that was struck
+        off, or whose signatures of before an incident were, must not count because nobody has asked for a while.
+        """
+        stamp = self._trust_stamp()
+        if stamp == self._reviewed:
+            return
+        for seen in tuple(self._desk.state().known.intents.values()):
+            error = self._objection(seen.intent)
+            if error is not None:
+                await self._tell_refused(seen.intent.rollout_id, error.reason, str(error), final=True)
+        self._reviewed = stamp
+
+    def _objection(self, intent: VerifiedIntent) -> EvidenceError | None:
+        """What is wrong with the proof of accepted intent by the trust file of now, if anything."""
+        fleet, manifest = self._cache.kept(intent.fleet_digest), self._cache.kept(intent.manifest_digest)
+        try:
+            if fleet is not None:
+                self._prove_fleet(fleet)
+            if manifest is not None:
+                now = self._desk.clock().wall_ms
+                verify_manifest(manifest.data, manifest.signature, self._slot(), now, rollout=intent.rollout_id)
+        except EvidenceError as error:
+            return None if _is_own_trouble(error) else error
+        return None
 
     def _prove_fleet(self, document: Document) -> Verified[Fleet]:
         return verify_fleet(document.data, document.signature, self._slot(), self._desk.clock().wall_ms)

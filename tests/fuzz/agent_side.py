@@ -87,12 +87,16 @@ CERTIFICATE_REFUSALS: Final = (ValueError, TypeError)
 
 def dispatch_answer(data: bytes) -> object:
     """The long-poll's answer."""
-    return _exchange(data, 200, lambda desk: DispatchWorker(desk, lambda: examples.SYSTEM).poll())
+    return _exchange(
+        data, 200, lambda desk: DispatchWorker(desk, lambda: examples.SYSTEM, trio.lowlevel.checkpoint).poll()
+    )
 
 
 def heartbeat_answer(data: bytes) -> object:
     """The answer to a heartbeat."""
-    return _exchange(data, 200, lambda desk: HeartbeatWorker(desk, lambda: examples.SYSTEM).beat())
+    return _exchange(
+        data, 200, lambda desk: HeartbeatWorker(desk, lambda: examples.SYSTEM, trio.lowlevel.checkpoint).beat()
+    )
 
 
 def fact_answer(data: bytes) -> object:

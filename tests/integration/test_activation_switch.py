@@ -321,7 +321,6 @@ async def test_a_race_for_the_lock_that_is_always_lost_leaves_the_profile_as_it_
     ("component", "path"),
     [
         ("kernel", "kernel"),
-        ("initrd", "initrd"),
         ("kernel-modules", "kernel-modules"),
         ("systemd", "sw/lib/systemd/systemd"),
         ("dbus", "etc/systemd/system/dbus.service"),

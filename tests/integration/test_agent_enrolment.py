@@ -97,7 +97,7 @@ def test_a_token_that_is_not_good_is_reported_and_not_tried_at_once_again(tmp_pa
     fleet = AgentFleet(tmp_path, hosts=("web1",))
     token = fleet.token("web1")
     with Liar(fleet) as liar:
-        agent = newcomer(fleet, "web1", liar.url, token)
+        agent = newcomer(fleet, "web1", liar.url, token, running=fleet.system(), metrics_port=0)
         for count, (case, code, reason) in enumerate(REFUSALS, start=1):
             liar.says["enroll"] = status(code, json.dumps({"error": f"it is {case}", "reason": reason}).encode())
             if count == 1:
@@ -111,6 +111,12 @@ def test_a_token_that_is_not_good_is_reported_and_not_tried_at_once_again(tmp_pa
             assert report["event"] == {"event": "enrollment-failed", "details": {"status": code, "reason": reason}}
             assert report["token"] == token
             assert liar.count("enroll") == liar.count("report") == count
+            assert agent.metric("nixfleet_agent_consecutive_failures", duty="renewal") == count
+        agent.until_status("a probe's result", lambda said: said["probes"][0]["status"] == "pass")
+        assert agent.switches() == []
+        del liar.says["enroll"]
+        agent.poke()
+        agent.until_enrolled()
         agent.kill()
     assert_no_secrets(agent, token)
 

@@ -147,7 +147,7 @@ def test_a_cache_that_is_down_is_waited_for(tmp_path_factory: pytest.TempPathFac
         with agent.running():
             rollout = fleet.release(None, {"web1": good})
             liar.dispatch("web1", rollout, good)
-            said = agent.until_status("a failure", lambda said: "1 tries failed" in (said["waiting_on"] or ""))
+            said = agent.until_status("a failure", lambda said: "tries failed: 1" in (said["waiting_on"] or ""))
             assert said["rollout"]["phase"] == "Activating"
             away.rename(fleet.systems.cache)
             agent.until_settled(rollout, "Converged")

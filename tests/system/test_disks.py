@@ -61,14 +61,20 @@ def stuck(said: dict[str, Any]) -> dict[str, Any] | None:
     return said if said["journal_error"] else None
 
 
+def soak_is_over(said: dict[str, Any]) -> bool:
+    """The rollout has soaked for as long as it should."""
+    return bool(said["rollout"]["soak_left_secs"] == 0)
+
+
 async def test_a_full_disk_stops_what_needs_memory_and_nothing_else_until_there_is_space(place: Path) -> None:
     async with fleet_of(place, ("web1",), boot=False) as fleet:
         web1 = fleet.machines["web1"]
         with small_disk(web1, STATE_DIR, 3) as disk:
             second, third = (fleet.build(Generation(version=version))["web1"] for version in "23")
-            rollout = await fleet.release({"web1": second}, soak_secs=600)
+            rollout = await fleet.release({"web1": second}, soak_secs=8)
             await web1.boot()
             await web1.until_settled(rollout, "Soaking")
+            await web1.until_well()
             disk.fill()
             newer = await fleet.release({"web1": third}, soak_secs=1)
 
@@ -77,9 +83,13 @@ async def test_a_full_disk_stops_what_needs_memory_and_nothing_else_until_there_
             assert "disk is full" in full["journal_error"]
             assert (await health(web1)).endswith("503")
             assert await web1.metric("nixfleet_agent_journal_errors_total")
+            # The soak ends, which cannot be put on record; heartbeats and probes go on all the same.
+            over = await web1.until("the end of the soak", lambda said: stuck(said) if soak_is_over(said) else None)
+            assert over is not None
             await web1.until(
-                "a heartbeat since", lambda said: said["contact"]["last_by_duty"]["heartbeat"] > full["at"] and said
+                "a heartbeat since", lambda said: said["contact"]["last_by_duty"]["heartbeat"] > over["at"]
             )
+            await web1.until_phase(rollout, "Soaking")
             await web1.until_well()
             assert web1.current() == web1.default() == second
             assert newer not in web1.known().rollouts

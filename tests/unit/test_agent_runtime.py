@@ -26,17 +26,19 @@ from state_machine.events import (
     SystemObserved,
     Tick,
 )
-from state_machine.state import GENESIS, Known, Quarantined, State
+from state_machine.state import GENESIS, Known, Quarantined, Realising, State
 from state_machine.step import step
 from state_machine.system import SystemView
 from state_machine.values import (
     Closure,
     HostName,
     Moment,
+    OpId,
     ProbeMode,
     ProbeSpec,
     ProbeStatus,
     RolloutId,
+    SteadyMs,
     WallMs,
 )
 
@@ -219,6 +221,37 @@ async def test_while_the_journal_cannot_be_written_exchanges_go_on_and_nothing_i
     assert bench.runtime.state().known.system.running == A
     assert bench.telemetry.journal_stuck is not None
     assert bench.telemetry.journal_errors >= 90 // JOURNAL_RETRY_S - 1
+
+
+async def test_what_waits_for_the_disk_does_not_take_the_exchanges_with_it(autojump_clock: MockClock) -> None:
+    """A fetch is to be tried again, which has to be remembered first: that comes up with every tick, and cannot be."""
+    fetch = Realising(
+        op=OpId(1),
+        rollout_id=RolloutId("edge@0a"),
+        closure=B,
+        due=SteadyMs(10_000),
+        failures=1,
+        retry_at=SteadyMs(5_000),
+    )
+    bench = Bench(state=State(known=attrs.evolve(GENESIS.known, operation=fetch)))
+
+    async def world(action: Action) -> None:
+        if isinstance(action, Perform):
+            await trio.sleep(60 if action.duty is Duty.DISPATCH else 0.1)
+            await bench.runtime.tell(done(action.duty))
+
+    bench.answer = world
+    async with trio.open_nursery() as nursery:
+        await bench.run(nursery, alarm=True)
+        await bench.runtime.tell(booted())
+        await settle()
+        bench.ledger.refuses = True
+        await trio.sleep(600)
+        nursery.cancel_scope.cancel()
+    assert bench.telemetry.journal_stuck is not None
+    assert bench.runtime.state().known.operation == fetch
+    for duty in (Duty.HEARTBEAT, Duty.INTENT, Duty.DISPATCH):
+        assert bench.actions().count(Perform(duty=duty)) >= 9, duty
 
 
 async def test_held_back_events_are_committed_in_order_before_anything_newer(autojump_clock: MockClock) -> None:

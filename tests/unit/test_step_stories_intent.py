@@ -50,6 +50,31 @@ def test_what_does_not_prove_is_rejected_with_its_reason(reason: Reason) -> None
     assert end.known.waiting is None
 
 
+def test_what_was_refused_since_it_was_accepted_proves_itself_again_before_it_is_acted_on() -> None:
+    tell(
+        (booted(0), ["> probes"]),
+        (shown(1), []),
+        (refused(2, Reason.REJECTED_BEFORE), ["! rejected-before"]),
+        (dispatched(3), ["> fetch edge@1"]),
+        (shown(4), ["1 DispatchAck from old", "> realise 1 new"]),
+    )
+
+
+def test_what_is_refused_while_its_closure_is_fetched_is_not_switched_to_until_it_proves_again() -> None:
+    tell(
+        (booted(0), ["> probes"]),
+        (shown(1), []),
+        (dispatched(2), ["1 DispatchAck from old", "> realise 1 new"]),
+        (refused(3, Reason.BAD_SIGNATURE), ["! bad-signature"]),
+        (realised(4), []),
+        (tick(7.75), ["> realise 2 new"]),
+        (realised(8, 2), []),
+        (shown(9), []),
+        (tick(20), ["> realise 3 new"]),
+        (realised(21, 3), ["2 ActivationStarted", "> switch 4 new"]),
+    )
+
+
 def test_a_manifest_that_cannot_be_fetched_is_asked_for_again() -> None:
     tell(
         (booted(0), ["> probes"]),
