@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PACKAGES := state_machine wire evidence nixfleet_agent control_plane nixfleet
 
-.PHONY: help demo test test-system soak crash test-deep simulate fuzz lint types imports bench lock clean
+.PHONY: help demo test test-system soak crash test-deep simulate mutants fuzz lint types imports bench lock clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 20
@@ -39,6 +39,9 @@ test-deep: $(READY) ## the properties with 20,000 examples each
 
 simulate: $(READY) ## fleets in a simulated world, until told to stop; SEED=N: one, told; DEPTH=core|full
 	@$(BIN)/python -m tests.simulation --depth $(or $(DEPTH),core) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+mutants: $(READY) ## mistakes put into a copy of the product, each to be found; ARGS='--only NAME'
+	@$(BIN)/python -m tests.simulation.mutants $(ARGS)
 
 fuzz: $(READY) ## every parser of what others wrote, until told to stop; SECONDS=N: so long for each; ARGS='--target NAME'
 	@$(if $(SECONDS),,$(BIN)/python -m tests.fuzz.floods)

@@ -30,6 +30,9 @@ UNKNOWN_TARGET = Closure("")
 ROLLBACK_PHASES = frozenset({Phase.ACTIVATING, Phase.DEFERRED, Phase.SOAKING, Phase.CONVERGED})
 """Where a host can still be asked to go back (protocol, Part A)."""
 
+RUNS_TARGET = frozenset({Phase.SOAKING, Phase.CONVERGED})
+"""Where what should run is the target: in any other phase drift is away from an earlier system."""
+
 
 def folded(record: HostRollout, fact: Fact) -> HostRollout | Illegal | OutOfOrder:
     """`lifecycle.fold`, with a target that is not known yet learned from the fact."""
@@ -96,7 +99,7 @@ def _with_target(record: HostRollout, fact: Fact) -> HostRollout:
     match fact:
         case ActivationCompleted(observed_current_closure=target) | Converged(current_closure=target):
             return attrs.evolve(record, target_closure=target)
-        case DriftObserved(expected_closure=target) if record.phase is not Phase.REVERTED:
+        case DriftObserved(expected_closure=target) if record.phase in RUNS_TARGET:
             return attrs.evolve(record, target_closure=target)
         case _:
             return record

@@ -275,7 +275,10 @@ def _expected(current: Tracked) -> Closure | None:
     match current.record.phase:
         case Phase.SOAKING | Phase.CONVERGED:
             return current.record.target_closure
-        case Phase.REVERTED | Phase.DEFERRED:
+        case Phase.DEFERRED:
+            # Not the way back: where what ran at the dispatch had not proved itself, that leads further back.
+            return current.record.closure_at_dispatch
+        case Phase.REVERTED:
             return current.prior
         case _:
             return None

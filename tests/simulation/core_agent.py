@@ -121,7 +121,7 @@ class Journal:
         return [fact for fact in self.facts.get(rollout_id, ()) if from_seq <= fact.seq <= through_seq]
 
 
-@attrs.frozen(kw_only=True)
+@attrs.define(kw_only=True, eq=False)
 class _Worked:
     before: State
     event: Event
@@ -284,8 +284,10 @@ class Agent:
         if not self.alive:
             return
         self._inbox.append(event)
-        with contextlib.suppress(Died):
+        try:
             self._reduce()
+        except Died:
+            return
 
     def _reduce(self) -> None:
         if self._busy:

@@ -382,6 +382,7 @@ class ControlPlane:
     def _open(self, found: Published) -> None:
         """`control_plane.openings` and `Book._on_rollout_opened`: the newest rollout of the channel takes over."""
         db, at = self.db, self._wall()
+        same_as = self._done_already(found)
         for before in list(db.rollouts.values()):
             if before.is_current:
                 db.rollouts[before.rollout_id] = attrs.evolve(before, superseded_at=at, superseded_by=found.rollout_id)
@@ -395,13 +396,28 @@ class ControlPlane:
             opened_at=at,
             manifest_digest=found.digest,
             fleet_digest=found.digest,
+            same_as=same_as,
         )
-        for target in manifest.host_set:
+        for target in manifest.host_set if same_as is None else ():
             known = db.mirrors.get((found.rollout_id, target.hostname))
             soak = soak_ms(found.fleet, CHANNEL, target.wave_index)
             db.put(
                 _planned(found.rollout_id, target.hostname, target.wave_index, target.target_closure, soak, known, at)
             )
+
+    def _done_already(self, found: Published) -> RolloutId | None:
+        """`control_plane.openings`: the current rollout, if it has brought every host to the target it has here."""
+        current = next((row for row in self.db.rollouts.values() if row.is_current), None)
+        if current is None:
+            return None
+        base = current.same_as or current.rollout_id
+        for target in found.manifest.host_set:
+            mirror = self.db.mirrors.get((base, target.hostname))
+            if mirror is None or mirror.record.phase is not Phase.CONVERGED:
+                return None
+            if mirror.record.target_closure != target.target_closure:
+                return None
+        return base
 
     # --- plans ------------------------------------------------------------------------------------------------------
 
@@ -436,7 +452,8 @@ class ControlPlane:
         shelf = self._shelf
         if shelf is None:
             return
-        if not self._anybody_pending(shelf.rollout_id):
+        opened = self.db.rollouts.get(shelf.rollout_id)
+        if (opened is not None and opened.same_as is not None) or not self._anybody_pending(shelf.rollout_id):
             self._held = None
             return
         given = self._given(shelf)
@@ -470,6 +487,8 @@ class ControlPlane:
         db = self.db
         rows = [row for row in db.acknowledged.values() if row.record.dispatch_acked_at is not None]
         rows += [row for (rollout_id, _), row in db.mirrors.items() if rollout_id == shelf.rollout_id]
+        # One that is confused has forgotten what hosts took back; they have not (S3).
+        barred = [] if self.world.fleet_active(FaultKind.CP_CONFUSED) is not None else list(db.quarantine.values())
         refused = {}
         for row in rows:
             if row.rollout_id == shelf.rollout_id and row.refused_at is not None:
@@ -482,8 +501,8 @@ class ControlPlane:
             manifests={CHANNEL: shelf.manifest},
             mirrors={(row.rollout_id, row.hostname): row.record for row in rows},
             superseded=frozenset(row.rollout_id for row in db.rollouts.values() if row.superseded_at is not None),
-            quarantine=frozenset((row.channel, row.closure) for row in db.quarantine.values()),
-            host_quarantine=frozenset((row.hostname, row.closure) for row in db.quarantine.values()),
+            quarantine=frozenset((row.channel, row.closure) for row in barred),
+            host_quarantine=frozenset((row.hostname, row.closure) for row in barred),
             refused_at=refused,
             revoked=frozenset(
                 name

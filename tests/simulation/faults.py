@@ -169,7 +169,7 @@ FAULTS: Final[Mapping[FaultKind, Row]] = {
         amount=(0, 180),
     ),
     K.CP_CONFUSED: Row(
-        says="the control plane serves and dispatches manifests of `amount` releases ago",
+        says="the control plane serves manifests of `amount` releases ago and forgets what was taken back",
         scope=Scope.FLEET,
         lasts_ms=_WHILE,
         amount=(1, 2),

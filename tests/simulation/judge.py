@@ -11,6 +11,7 @@ import attrs
 
 from state_machine.actions import Rollback, Switch
 from state_machine.events import Event, Tick
+from state_machine.facts import ActivationCompleted, RollbackComplete
 from state_machine.invariants import RUN_PROMISES, Passage, check_step, l1_converged
 from state_machine.lifecycle import HostRollout
 from state_machine.state import Known, State
@@ -91,6 +92,9 @@ class RunJudge:
             _finding(at_ms, self.who, f"{problem} [{type(event).__name__}]")
             for problem in check_step(before, event, step)
         ]
+        self.findings += [
+            Finding(at_ms=at_ms, who=self.who, promise="S4", text=text) for text in _claimed_in_vain(step)
+        ]
 
     def ended(self, at_ms: int, *, replay: bool = True) -> None:
         """The run is over: what only the whole of it shows. `replay` False: all but S10, which costs a second run."""
@@ -99,6 +103,18 @@ class RunJudge:
                 continue
             run = self.run if name in _ABOUT_TIME else self.telling
             self.findings += [Finding(at_ms=at_ms, who=self.who, promise=name, text=text) for text in promise(run)]
+
+
+def _claimed_in_vain(step: Step) -> Iterator[str]:
+    """What a fact says is running now, and is not what the host was last seen to run."""
+    running = step.state.known.system.running
+    for born in step.facts:
+        match born.fact:
+            case ActivationCompleted(observed_current_closure=claimed) | RollbackComplete(reverted_to_closure=claimed):
+                if claimed != running:
+                    yield f"{born.rollout_id} is on record as running {claimed}, and {running} was seen"
+            case _:
+                pass
 
 
 def _finding(at_ms: int, who: str, problem: str) -> Finding:
@@ -110,16 +126,26 @@ def _finding(at_ms: int, who: str, problem: str) -> Finding:
 
 
 def l1(scenario: Scenario, ending: Ending) -> list[str]:
-    """L1: the host has converged on the last release, runs it, and the control plane knows all of it. No exceptions."""
+    """L1: the host has converged on the last release and runs it; the control plane's mirrors are the host's records.
+
+    No exceptions, but for the mirror of a rollout whose first facts went with a lost journal.
+    """
     rollout_id = scenario.rollout_id(scenario.last)
     problems = l1_converged(ending.known, rollout_id)
     if ending.running != scenario.closure(scenario.last, ending.host):
         problems.append(f"{ending.running} really runs")
-    tracked = ending.known.rollouts.get(rollout_id)
-    for mirror in ending.mirrors:
-        if mirror.rollout_id == rollout_id and tracked is not None and not _alike(mirror, tracked.record):
-            problems.append(f"the control plane has {rollout_id} as {mirror.phase} with {mirror.last_seq} facts")
-    return problems
+    return [*problems, *_unlike(ending)]
+
+
+def _unlike(ending: Ending) -> Iterator[str]:
+    """Rollouts of which the control plane has another record than the host, where it can be looked at."""
+    mirrors = {mirror.rollout_id: mirror for mirror in ending.mirrors}
+    for rollout_id, tracked in ending.known.rollouts.items() if mirrors else ():
+        mirror, record = mirrors.get(rollout_id), tracked.record
+        whole = tracked.oldest_seq == 1 and record.last_seq > 0
+        if whole and (mirror is None or not _alike(mirror, record)):
+            theirs = "nothing" if mirror is None else f"{mirror.phase} with {mirror.last_seq} facts"
+            yield f"of {rollout_id} the control plane has {theirs}, and the host {record.phase} with {record.last_seq}"
 
 
 def _alike(mirror: HostRollout, record: HostRollout) -> bool:
@@ -154,7 +180,7 @@ def _explained(scenario: Scenario, ending: Ending) -> bool:
     current = known.current
     if current is None or current.record.target_closure != running:
         return True  # nobody sent it, or a newer release has replaced the one that did
-    if current.record.phase is Phase.CONVERGED:
+    if current.record.phase is Phase.CONVERGED or current.record.observed_drift == running:
         return True
     prior = current.prior
     return not prior or prior == running or prior in known.quarantine

@@ -8,6 +8,7 @@ Times are milliseconds from the beginning of the run.
 """
 
 import enum
+import functools
 import json
 import random
 from typing import Final
@@ -67,6 +68,8 @@ class Release:
 
     at_ms: int
     health: tuple[Health, ...]
+    again: bool = False
+    """The closures of the release before, under another name; a host may have taken them back (S3)."""
 
 
 @attrs.frozen(kw_only=True)
@@ -111,7 +114,9 @@ class Scenario:
 
     def closure(self, release: int, host: int) -> Closure:
         """What the release wants the host to run. Every host has a closure of its own."""
-        return Closure(f"{10 + release:02}{host:02}" * 8 + f"-nixos-node{host}-release{release}")
+        while release and release < len(self.releases) and self.releases[release].again:
+            release -= 1
+        return _closure(release, host)
 
     def factory(self, host: int) -> Closure:
         """What the host runs at first. It is sound."""
@@ -123,10 +128,8 @@ class Scenario:
 
     def health(self, closure: Closure | None, host: int) -> Health:
         """What a host is like that runs `closure`."""
-        for number, release in enumerate(self.releases):
-            if closure == self.closure(number, host):
-                return release.health[host]
-        return Health.SOUND
+        number = -1 if closure is None else int(closure[:2]) - 10
+        return self.releases[number].health[host] if 0 <= number < len(self.releases) else Health.SOUND
 
     def wave_of(self, host: int) -> int:
         """The wave the host belongs to."""
@@ -184,12 +187,19 @@ class Scenario:
         lines = [f"{fleet}, {self.on_failure}"]
         for number, release in enumerate(self.releases):
             ill = {self.name(h): str(health) for h, health in enumerate(release.health) if health is not Health.SOUND}
-            lines.append(f"{release.at_ms / 1000:.1f} s release{number}: {ill or 'sound'}")
+            again = " (the closures of the release before)" if release.again else ""
+            lines.append(f"{release.at_ms / 1000:.1f} s release{number}{again}: {ill or 'sound'}")
         return "\n".join([*lines, *map(str, self.faults)])
 
     def as_json(self) -> str:
         """The scenario as text. `from_json` reads it."""
         return json.dumps(attrs.asdict(self), indent=1)
+
+
+@functools.cache
+def _closure(release: int, host: int) -> Closure:
+    """The first two digits tell which release it is of: 10 is the first."""
+    return Closure(f"{10 + release:02}{host:02}" * 8 + f"-nixos-node{host}-release{release}")
 
 
 def commit(release: int) -> str:
@@ -208,8 +218,7 @@ def from_json(text: str) -> Scenario:
             "soak_s": tuple(data["soak_s"]),
             "on_failure": FailurePolicy(data["on_failure"]),
             "releases": tuple(
-                Release(at_ms=release["at_ms"], health=tuple(map(Health, release["health"])))
-                for release in data["releases"]
+                Release(**{**release, "health": tuple(map(Health, release["health"]))}) for release in data["releases"]
             ),
             "faults": tuple(Fault(**{**fault, "kind": FaultKind(fault["kind"])}) for fault in data["faults"]),
         }
@@ -228,6 +237,8 @@ def draw(seed: int, depth: Depth) -> Scenario:
     hosts = dice.choice(_HOSTS)
     waves = _waves(dice, hosts)
     releases = _releases(dice, hosts)
+    # Dice of their own, so that they leave what a seed has been so far as it was.
+    releases = _again(random.Random(f"{seed}/repeat"), releases)
     return Scenario(
         seed=seed,
         depth=depth,
@@ -259,6 +270,15 @@ def _releases(dice: random.Random, hosts: int) -> tuple[Release, ...]:
         drawn.append(trial)
         end_ms += TRIAL_MS
     return (*drawn, Release(at_ms=end_ms, health=(Health.SOUND,) * hosts))
+
+
+def _again(dice: random.Random, releases: tuple[Release, ...]) -> tuple[Release, ...]:
+    """Sometimes a release within the window brings the closures of the one before once more."""
+    chosen = [releases[0]]
+    for release in releases[1:]:
+        repeats = dice.random() < 0.2 and release.at_ms < WINDOW_MS
+        chosen.append(attrs.evolve(chosen[-1], at_ms=release.at_ms, again=True) if repeats else release)
+    return tuple(chosen)
 
 
 def _instants(dice: random.Random) -> list[int]:

@@ -11,7 +11,7 @@ import attrs
 
 from tests.simulation.core_depth import Outcome
 from tests.simulation.faults import SECOND, Fault
-from tests.simulation.scenario import Health, Release, Scenario
+from tests.simulation.scenario import Health, Scenario
 
 ATTEMPTS: Final = 400
 
@@ -96,6 +96,6 @@ def _healthier_releases(scenario: Scenario) -> Iterator[Scenario]:
         for host, health in enumerate(release.health):
             if health is not Health.SOUND:
                 healthier = (*release.health[:host], Health.SOUND, *release.health[host + 1 :])
-                changed = Release(at_ms=release.at_ms, health=healthier)
+                changed = attrs.evolve(release, health=healthier)
                 releases = (*scenario.releases[:number], changed, *scenario.releases[number + 1 :])
                 yield attrs.evolve(scenario, releases=releases)

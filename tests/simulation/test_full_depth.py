@@ -19,7 +19,7 @@ from tests.simulation.scenario import Health, Release, Scenario, draw
 from tests.simulation.seeds import regressions
 
 ROOT: Final = Path(__file__).parents[2]
-SEEDS: Final = 300
+SEEDS: Final = 40
 PORTION: Final = 10
 WINDOW_MS: Final = 12 * MINUTE
 

@@ -39,10 +39,19 @@ def test_what_is_drawn_fits_together(seed: int) -> None:
 
 def test_closures_of_a_release_are_told_apart_by_host_and_known_by_their_health() -> None:
     scenario = draw(7, Depth.CORE)
-    closures = {scenario.closure(release, host) for release in range(4) for host in range(scenario.hosts)}
-    assert len(closures) == 4 * scenario.hosts
+    own = [number for number, release in enumerate(scenario.releases) if not release.again]
+    closures = {scenario.closure(number, host) for number in own for host in range(scenario.hosts)}
+    assert len(closures) == len(own) * scenario.hosts
     assert scenario.health(scenario.factory(0), 0) in WELL
     assert scenario.health(scenario.closure(scenario.last, 1), 1) is Health.SOUND
+
+
+def test_a_release_that_comes_again_has_the_closures_and_the_health_of_the_one_before() -> None:
+    first = draw(7, Depth.CORE).releases[0]
+    again = attrs.evolve(first, at_ms=first.at_ms + 1, again=True)
+    scenario = attrs.evolve(draw(7, Depth.CORE), releases=(first, again))
+    assert scenario.closure(1, 0) == scenario.closure(0, 0)
+    assert scenario.rollout_id(1) != scenario.rollout_id(0)
 
 
 def broken_by(*kinds: FaultKind) -> "object":
