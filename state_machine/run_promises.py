@@ -138,7 +138,8 @@ def _last_results(run: Run, since: int) -> dict[str, ProbeStatus]:
 def s5_what_ran_at_the_dispatch(run: Run) -> Iterator[str]:
     """S5: a rollback goes to what `DispatchAck` said was running, and that was said before the switch began.
 
-    Where what ran was itself a target that had not converged, it goes to what that one had replaced.
+    Where what ran was itself a target that had not converged, it goes to what that one had replaced. A rollout that
+    was acknowledged in a journal that is lost goes back to what ran when it was taken up.
     """
     ran: dict[RolloutId, Closure] = {}
     switched: set[RolloutId] = set()
@@ -157,6 +158,10 @@ def s5_what_ran_at_the_dispatch(run: Run) -> Iterator[str]:
             latest = rollout_id
             if rollout_id in switched:
                 yield f"{rollout_id} was acknowledged after its switch had begun"
+        adopted = passage.after.active
+        if adopted is not None and adopted not in ran and passage.known.system.running is not None:
+            # It was acknowledged in a journal that is lost: what runs when it is taken up is all there is to go back to.
+            ran[adopted], latest = passage.known.system.running, adopted
         for order in new_orders(passage):
             order_for = rollout_of(passage, order)
             if order_for is not None and isinstance(order, Switch):

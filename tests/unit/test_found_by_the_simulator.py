@@ -1,10 +1,11 @@
 """What the simulator found, each told as the shortest story that shows it. The seeds are in `tests/simulation`."""
 
 from control_plane import mirrors
+from state_machine.events import TargetPolicy
 from state_machine.facts import ActivationCompleted, ActivationDeferred, ActivationStarted, DispatchAck, DriftObserved
 from state_machine.lifecycle import HostRollout
 from state_machine.values import Phase, SwitchMethod, WallMs
-from tests.property.agent_world import HOST, HOUR, MINUTE, NEW, NEWER, OLD, R1, R2, Release, TargetPolicy, World
+from tests.property.agent_world import HOST, HOUR, MINUTE, NEW, NEWER, OLD, R1, R2, Release, World
 
 AT = WallMs(1_780_000_000_000)
 
