@@ -160,7 +160,7 @@ def s5_what_ran_at_the_dispatch(run: Run) -> Iterator[str]:
                 yield f"{rollout_id} was acknowledged after its switch had begun"
         adopted = passage.after.active
         if adopted is not None and adopted not in ran and passage.known.system.running is not None:
-            # It was acknowledged in a journal that is lost: what runs when it is taken up is all there is to go back to.
+            # Acknowledged in a journal that is lost: what runs when it is taken up is all there is to go back to.
             ran[adopted], latest = passage.known.system.running, adopted
         for order in new_orders(passage):
             order_for = rollout_of(passage, order)

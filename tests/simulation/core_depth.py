@@ -197,6 +197,7 @@ class World:
             known=agent.state.known,
             running=agent.machine.running,
             mirrors=self.control_plane.mirrors_of(agent.name),
+            last_rollout_only=agent.journal.number > 1,
         )
 
     def _judged(self) -> Outcome:

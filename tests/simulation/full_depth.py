@@ -117,7 +117,11 @@ class Play:
     def _ending(self, agent: Agent) -> Ending:
         known = agent.known if agent.life is None else agent.life.known
         return Ending(
-            host=agent.host, known=known, running=agent.machine.running, mirrors=self.peer.mirrors(agent.name)
+            host=agent.host,
+            known=known,
+            running=agent.machine.running,
+            mirrors=self.peer.mirrors(agent.name),
+            last_rollout_only=agent.lost_state,
         )
 
     # --- people -----------------------------------------------------------------------------------------------------

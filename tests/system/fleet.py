@@ -415,6 +415,12 @@ class SystemFleet:
         """Have the control plane read its artifacts now. It may be down, and reads them when it comes back."""
         await self.cp.attempt("systemctl", "kill", "--signal=HUP", CONTROL_PLANE)
 
+    async def refreshed(self) -> None:
+        """The same, and it has read them: what was published before counts from now on."""
+        async with httpx.AsyncClient(verify=self.lab.tls("operator"), trust_env=False) as client:
+            answer = await client.post(f"{self.url}/v1/refresh")
+            assert answer.status_code == 200, answer.text
+
     async def until_serving(self) -> None:
         """The control plane answers."""
         async with httpx.AsyncClient(verify=self.lab.tls("operator"), trust_env=False) as client:

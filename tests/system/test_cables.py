@@ -14,6 +14,7 @@ from tests.system.generations import Generation
 
 ONE_POLL_S = 60
 """The longest pause between two tries of any exchange."""
+LOOSE_FOR_S = 20
 
 
 def acknowledged_at(machine: Machine, rollout: str) -> float:
@@ -82,7 +83,6 @@ async def test_a_loose_cable_costs_neither_a_fact_nor_a_busy_loop(place: Path) -
             rollout = await fleet.release({"web1": second}, soak_secs=3)
             await web1.until_settled(rollout, "Converged")
             nursery.cancel_scope.cancel()
-        web1.mend()
         lasted, spent, after = trio.current_time() - began, web1.processor_s() - spent, await web1.metrics()
         ended = ("nixfleet_agent_events_total", frozenset({("event", "DutyFinished")}))
         exchanges = after[ended] - before[ended]
@@ -97,8 +97,13 @@ async def test_a_loose_cable_costs_neither_a_fact_nor_a_busy_loop(place: Path) -
 
 
 async def _wiggle(machine: Machine) -> None:
-    while True:
-        machine.cut()
-        await trio.sleep(1)
+    """Longer than a rollout takes without; then somebody has had enough of it."""
+    try:
+        with trio.move_on_after(LOOSE_FOR_S):
+            while True:
+                machine.cut()
+                await trio.sleep(1)
+                machine.mend()
+                await trio.sleep(1)
+    finally:
         machine.mend()
-        await trio.sleep(1)

@@ -32,7 +32,7 @@ async def enrol_again(fleet: SystemFleet, machine: Machine) -> None:
     """What an operator does: remove the certificate, mint a token, start the agent anew."""
     machine.put(TOKEN, json.dumps(fleet.lab.token(machine.name)), 0o600)
     (machine.disk / CERTIFICATE.lstrip("/")).unlink()
-    await fleet.refresh()
+    await fleet.refreshed()
     await machine.systemctl("restart", AGENT)
 
 
@@ -102,7 +102,7 @@ async def test_a_revoked_host_is_turned_away_and_keeps_its_system_while_the_othe
         web1, web2 = fleet.machines["web1"], fleet.machines["web2"]
         await web2.until_heard()
         fleet.lab.revoke("web2")
-        await fleet.refresh()
+        await fleet.refreshed()
         rollout = await fleet.release(fleet.build(Generation(version="2")), soak_secs=1)
         await web1.until_settled(rollout, "Converged")
         said = await until_turned_away(fleet, web2)
