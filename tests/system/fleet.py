@@ -608,7 +608,7 @@ def _provision_control_plane(fleet: SystemFleet, flags: Mapping[str, Any]) -> No
         cp.put(f"/etc/nixfleet/cp/{name}", lab.path(name).read_text(), 0o600)
     (cp.disk / "etc/nixfleet/cp/trust.json").chmod(0o644)
     _add_user(cp, "nixfleet-cp", 980)
-    cp.put(f"/etc/systemd/system.control/{CONTROL_PLANE}.d/lab.conf", rendering.CONTROL_PLANE_DROP_IN)
+    cp.put(f"/etc/systemd/system.control/{CONTROL_PLANE}.d/lab.conf", rendering.control_plane_drop_in(seen_by_all()))
     for unit, text in rendering.control_plane_units(flags).items():
         cp.put(f"/etc/systemd/system.control/{unit}", text)
         wants = cp.disk / "etc/systemd/system.control/multi-user.target.wants"

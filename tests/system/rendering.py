@@ -3,7 +3,8 @@
 import functools
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final
 
 from tests.modules.evaluation import NIXOS, NixosEvaluated, evaluate_nixos
@@ -66,12 +67,18 @@ def _camel(flag: str) -> str:
     return first + "".join(word.capitalize() for word in others)
 
 
-CONTROL_PLANE_DROP_IN: Final = """\
+_CONTROL_PLANE_DROP_IN: Final = """\
 [Service]
-# The interpreter of the tests may lie in a home directory.
+# The programs of the tests may lie in a home directory or below /tmp, of which the service has its own.
 ProtectHome=read-only
+BindReadOnlyPaths=%s
 RestartSec=1
 """
+
+
+def control_plane_drop_in(programs: Iterable[Path]) -> str:
+    """What the control plane's unit needs besides, to run the programs of the tests."""
+    return _CONTROL_PLANE_DROP_IN % " ".join(map(str, programs))
 
 
 def nix_conf(public_key: str) -> str:
