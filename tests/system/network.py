@@ -103,5 +103,5 @@ def _sweep() -> None:
     for line in ip("netns", "list").stdout.splitlines():
         found = re.match(rf"{_PREFIX}-(\d+)-(\d+)\b", line)
         if found and not os.path.exists(f"/proc/{found[2]}"):
-            ip("link", "del", f"{_PREFIX}{found[1]}")
+            # Its end of the machine's cable goes with it. By name that cable could be another lab's by now.
             ip("netns", "del", found[0])
