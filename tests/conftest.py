@@ -5,6 +5,7 @@ something new, and a failure is kept in the local database.
 """
 
 import os
+import signal
 from collections.abc import Generator
 
 import httpcore
@@ -12,6 +13,11 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 assert httpcore  # before the daemon, which has no use for AnyIO and would keep httpcore and all after it from it
+
+# Started in the background, or with nohup, the tests and all they start would be deaf to these.
+for _number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+    if signal.getsignal(_number) is signal.SIG_IGN:
+        signal.signal(_number, signal.default_int_handler if _number is signal.SIGINT else signal.SIG_DFL)
 
 pytest.register_assert_rewrite("tests.unit.step_story", "tests.property.agent_world")
 

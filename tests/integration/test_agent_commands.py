@@ -345,9 +345,12 @@ def test_run_once_that_is_told_to_stop_is_6(fleet: AgentFleet, liar: Liar) -> No
     send(agent, liar, fleet.system("waits"))
     words = [sys.executable, "-m", "nixfleet_agent", *agent.words("run-once")]
     with subprocess.Popen(words, stderr=subprocess.DEVNULL, env=agent.environment()) as process:
-        liar.until("the switch", agent.host.note(".waiting").exists)
-        process.terminate()
-        assert process.wait(PATIENCE_S) == 6
+        try:
+            liar.until("the switch", agent.host.note(".waiting").exists)
+            process.terminate()
+            assert process.wait(PATIENCE_S) == 6
+        finally:
+            process.kill()
     agent.host.note(".go").touch()
 
 

@@ -374,10 +374,13 @@ def test_a_key_out_of_a_pipe_that_has_a_writer_is_no_nonsense(desk: Desk, tmp_pa
     good = {**desk.good(("release",)), "ci_key": f"/dev/fd/{reader}", "releases_dir": str(tmp_path / "releases")}
     command = [sys.executable, "-m", "nixfleet", *desk.words(("release",), good)]
     with subprocess.Popen(command, pass_fds=[reader], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        os.close(reader)
-        with open(writer, "wb") as pipe:
-            pipe.write((desk.root / "keys" / "ci-release.pem").read_bytes())
-        _, err = process.communicate(timeout=DEADLINE_S)
+        try:
+            os.close(reader)
+            with open(writer, "wb") as pipe:
+                pipe.write((desk.root / "keys" / "ci-release.pem").read_bytes())
+            _, err = process.communicate(timeout=DEADLINE_S)
+        finally:
+            process.kill()
     assert process.returncode == 0, err
     trust = load_trust(desk.root / "keys" / "trust.json")
     fleet = tmp_path / "releases" / "fleet.resolved.json"

@@ -231,12 +231,15 @@ def test_watching_in_a_pipe_writes_when_something_changes_and_ends_with_130(cp: 
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     ) as process:
         assert process.stdout is not None
-        states = [_states(process.stdout.readline())]
-        first = cp.agent("web1")
-        first.activate(taken(first))
-        states.append(_states(process.stdout.readline()))
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=10)
+        try:
+            states = [_states(process.stdout.readline())]
+            first = cp.agent("web1")
+            first.activate(taken(first))
+            states.append(_states(process.stdout.readline()))
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=10)
+        finally:
+            process.kill()
     assert [state["web1"] for state in states] == ["Pending", "Soaking"]
     assert (process.returncode, err.strip()) == (130, "")
 
