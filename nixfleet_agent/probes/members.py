@@ -136,7 +136,7 @@ class Members:
     def members(self, name: str) -> "Members":
         """An object; an empty one when absent."""
         path, value = self._take((name,), required=False)
-        self._sound(path, name)
+        self._is_sound(path, name)
         found = JsonObject() if value is None else self._object(path, value)
         return Members(path=path, values=found, problems=self.problems)
 
@@ -170,14 +170,16 @@ class Members:
         if not isinstance(value, str) or not (value or empty):
             self._note(path, f"must be a string that is not empty, not {_named(value)}")
             return ""
-        self._sound(path, value)
-        return value
+        return value if self._is_sound(path, value) else ""
 
-    def _sound(self, path: str, value: str) -> None:
-        if "\0" in value:
+    def _is_sound(self, path: str, value: str) -> bool:
+        nul = "\0" in value
+        if nul:
             self._note(path, "contains a NUL character, which no program can be given")
-        if any("\ud800" <= character <= "\udfff" for character in value):
+        halves = any("\ud800" <= character <= "\udfff" for character in value)
+        if halves:
             self._note(path, "contains half of a surrogate pair, which is no text")
+        return not nul and not halves
 
     def _object(self, path: str, value: object) -> JsonObject:
         if isinstance(value, JsonObject):
