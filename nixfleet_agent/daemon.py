@@ -147,7 +147,6 @@ async def _run_with(
         nursery.start_soon(_stop_on_signal, signals.stop, nursery.cancel_scope, parts.manager)
         applier = Applier(parts.desk, parts.workers, observe, nursery)
         nursery.start_soon(parts.runtime.reduce, applier, name="reducer")
-        nursery.start_soon(parts.runtime.alarm, name="alarm")
         _start_helpers(parts, signals, nursery)
         if opened.holds:
             log.error("nothing new will be begun", extra={"fields": {"why": opened.holds}})

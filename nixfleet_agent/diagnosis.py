@@ -153,6 +153,9 @@ def _rollout(said: Said) -> Iterator[Problem]:
 
 def _failed(said: Said) -> Problem:
     rollout, trouble = said["rollout"], f"{said['rollout']['id']} failed on this host"
+    if said["system"]["reboot_required"]:
+        waits = f"{trouble}, and {rollout['rollback_to']} takes over again at the next boot"
+        return _bad("rollback-deferred", waits, "`systemctl reboot` takes it back")
     if said["waiting_on"] and "rollback" in said["waiting_on"]:
         return _bad("failed", f"{trouble} and is being rolled back", "`journalctl -u nixfleet-agent -f` shows it go on")
     if (rollout["failure"] or "").startswith("rollback failed"):

@@ -62,7 +62,9 @@ class Collector:
         generation = _gauge("nixfleet_agent_generation_info", "The running closure.", "generation")
         generation.add_metric([known.system.running or ""], 1)
         yield generation
-        yield _number("nixfleet_agent_reboot_required", "A target waits for a reboot.", reboot_required(known))
+        yield _number(
+            "nixfleet_agent_reboot_required", "A target or a rollback waits for a reboot.", reboot_required(known)
+        )
         yield _number("nixfleet_agent_drift", "The host runs what nobody sent it.", known.drift is not None)
         yield _number(
             "nixfleet_agent_quarantined_closures", "Closures rolled back and not cleared.", len(known.quarantine)

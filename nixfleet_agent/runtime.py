@@ -1,14 +1,16 @@
 """The loop: one bounded channel, one task that holds the state, one journal. Commit first, act second.
 
-The reducer takes whatever events wait, works them out with `step`, commits the durable ones with their facts in one
-transaction, and only then hands the orders to the applier. While the disk works nothing waits for it but the
-reducer itself, and what arrives meanwhile shares the next commit.
+The reducer takes whatever events wait, with a `Tick` of its own when a deadline that the state names has come, works
+them out with `step`, commits the durable ones with their facts in one transaction, and only then hands the orders to
+the applier. While the disk works nothing waits for it but the reducer itself, and what arrives meanwhile shares the
+next commit.
 
 When the journal cannot be written, nothing durable happens: such events are held back and tried again, while
 everything that needs no memory (heartbeats, polls, probes) goes on.
 """
 
 import logging
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -141,17 +143,24 @@ class Runtime:
             self._after_turn(self._state)
 
     async def _next_events(self) -> list[Event]:
-        """Whatever waits, held back or new, at least one event; none when it is time to feed the watchdog."""
+        """Whatever waits, held back or new, and a `Tick` if it is time; none when the watchdog wants to be fed."""
+        wake_at = self._wake_at()
         events = self._due_again()
+        self._take_what_waits(events)
         if not events:
-            with trio.move_on_after(self._patience_s()):
+            with trio.move_on_at(self._patient_until(wake_at)):
                 events.append(self._counted(await self._receive.receive()))
-        while events and len(events) < BATCH:
+            self._take_what_waits(events)
+        if trio.current_time() >= wake_at:
+            events.append(self._counted(Tick(at=self._clock())))
+        return events
+
+    def _take_what_waits(self, events: list[Event]) -> None:
+        while len(events) < BATCH:
             try:
                 events.append(self._counted(self._receive.receive_nowait()))
             except trio.WouldBlock:
-                break
-        return events
+                return
 
     def _due_again(self) -> list[Event]:
         if trio.current_time() < self._retry_at:
@@ -159,9 +168,19 @@ class Runtime:
         events, self._held_back = self._held_back, []
         return events
 
-    def _patience_s(self) -> float:
-        limit_s = float("inf") if self._wake_s is None else self._wake_s
-        return min(limit_s, self._retry_at - trio.current_time()) if self._held_back else limit_s
+    def _wake_at(self) -> float:
+        """The next deadline that the state names. Deadlines, not tickers."""
+        wait_ms = next_wakeup(self._state, self._clock())
+        if wait_ms is None:
+            return math.inf
+        # What is due and cannot be done is not asked for in a busy loop.
+        least_ms = 0 if self._telemetry.journal_stuck is None else 1000
+        return trio.current_time() + max(wait_ms, least_ms) / 1000
+
+    def _patient_until(self, wake_at: float) -> float:
+        """That deadline, or what this process itself must wake for before it."""
+        own = [] if self._wake_s is None else [trio.current_time() + self._wake_s]
+        return min(wake_at, *own, *([self._retry_at] if self._held_back else []), math.inf)
 
     def _counted(self, event: Event) -> Event:
         self._telemetry.events[type(event).__name__] += 1
@@ -281,16 +300,3 @@ class Runtime:
             return EVERYTHING if tracked is None else tracked.delivered_seq
 
         self._ledger.prune(now=self._clock().wall_ms, delivered=delivered)
-
-    async def alarm(self) -> None:
-        """Sleep until the next deadline that the state names, and say so. Deadlines, not tickers."""
-        while True:
-            turned = self._turned
-            wait_ms = next_wakeup(self._state, self._clock())
-            if self._telemetry.journal_stuck is not None and wait_ms is not None:
-                wait_ms = max(wait_ms, 1000)  # what is due cannot be done: do not ask for it in a busy loop
-            with trio.move_on_after(float("inf") if wait_ms is None else wait_ms / 1000) as sleep:
-                await turned.wait()
-            if sleep.cancelled_caught:
-                await self.tell(Tick(at=self._clock()))
-                await turned.wait()

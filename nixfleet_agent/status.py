@@ -7,6 +7,7 @@ in the trust file, the last journal entries, what to do about it all) is added b
 from typing import Any, Final, assert_never
 
 from nixfleet_agent import __version__
+from state_machine.activation import way_back_waits_for_reboot
 from state_machine.events import Duty
 from state_machine.freshness import clock_is_behind, freshness_left_ms, window_ms
 from state_machine.lifecycle import HostRollout
@@ -31,6 +32,8 @@ FAR: Final = 253_402_300_799_000
 CONFIGURED: Final = ("control_plane_url", "trust_file", "profile", "current_system", "client_cert")
 """Options that a running daemon tells, because what they name is looked at from outside too."""
 
+A_REBOOT: Final = "a reboot"
+
 
 def waiting_on(known: Known) -> str | None:
     """In a few words, what the host cannot go on without; None when it waits for nothing."""
@@ -45,6 +48,8 @@ def waiting_on(known: Known) -> str | None:
             return "the switch to end"
         case RollingBack(retry_at=None):
             return "the rollback to end"
+        case RollingBack() if way_back_waits_for_reboot(known):
+            return A_REBOOT
         case RollingBack(attempt=attempt):
             return f"another try of the rollback; {attempt} failed"
         case None:
@@ -58,7 +63,9 @@ def _waiting_without_operation(known: Known) -> str | None:
     current = known.current
     match None if current is None else current.record.phase:
         case Phase.DEFERRED:
-            return "a reboot"
+            return A_REBOOT
+        case Phase.FAILED if way_back_waits_for_reboot(known):
+            return A_REBOOT
         case Phase.SOAKING:
             unproven = sorted(
                 spec.name
@@ -76,7 +83,7 @@ def _status(health: ProbeHealth | None) -> ProbeStatus:
 
 def waiting_until(known: Known, session: Session | None, at: Moment) -> tuple[WallMs, str] | None:
     """When what `waiting_on` names comes, and how to read that: `next-try`, `at-latest` or `soak-end`; None: open."""
-    if known.settings.holds:
+    if known.settings.holds or way_back_waits_for_reboot(known):
         return None
     match known.operation:
         case Realising(retry_at=int(retry_at)) | RollingBack(retry_at=int(retry_at)):
@@ -167,9 +174,10 @@ def _age_s(known: Known, since: SteadyMs, at: Moment) -> int:
 
 
 def reboot_required(known: Known) -> bool:
-    """The next boot would start another system than the one that runs, and a rollout waits for it."""
+    """The next boot would start another system than the one that runs, and a rollout or its rollback waits for it."""
     current = known.current
-    return current is not None and current.record.phase is Phase.DEFERRED
+    deferred = current is not None and current.record.phase is Phase.DEFERRED
+    return deferred or way_back_waits_for_reboot(known)
 
 
 def _rollout(known: Known, tracked: Tracked, at: Moment) -> dict[str, Any]:

@@ -1,13 +1,14 @@
 """HTTP to the control plane: whole-request deadlines, bounded bodies, one typed error for each way it can fail.
 
-httpx has no deadline for a whole request, reads any amount and keeps any cookie; the limits are drawn here, so that a
-peer that dribbles or floods costs one request and no memory.
+A transport has no deadline for a whole request and reads any amount; the limits are drawn here, so that a peer that
+dribbles or floods costs one request and no memory. Cookies and redirects are what httpx's client would add: an agent
+has no use for either, and goes without that client.
 """
 
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+import functools
+import json as json_text
+from collections.abc import Mapping
 from email.utils import parsedate_to_datetime
-from http.cookiejar import DefaultCookiePolicy
 from typing import ClassVar, Final
 
 import attrs
@@ -21,6 +22,16 @@ from wire.endpoints import AGENT_VERSION_HEADER, PROTOCOL_HEADER, PROTOCOL_VERSI
 CONNECT_TIMEOUT_S: Final = 10.0
 REQUEST_TIMEOUT_S: Final = 30.0
 RESPONSE_LIMIT: Final = 1024 * 1024
+URLS_KEPT: Final = 32
+HEADERS: Final = {
+    PROTOCOL_HEADER: PROTOCOL_VERSION,
+    AGENT_VERSION_HEADER: __version__,
+    "User-Agent": f"nixfleet-agent/{__version__}",
+    "Accept": "*/*",
+    "Accept-Encoding": "identity",
+}
+TIMEOUTS: Final = httpx.Timeout(None, connect=CONNECT_TIMEOUT_S).as_dict()
+"""Of the transport; the whole request has its own."""
 
 
 class TransportError(Exception):
@@ -69,19 +80,9 @@ class Connection:
     """One TLS identity's pool of connections. It closes itself when it was retired and its last request is over."""
 
     def __init__(self, base_url: str, transport: httpx.AsyncBaseTransport) -> None:
-        self._client = httpx.AsyncClient(
-            base_url=base_url,
-            transport=transport,
-            timeout=httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
-            headers={
-                PROTOCOL_HEADER: PROTOCOL_VERSION,
-                AGENT_VERSION_HEADER: __version__,
-                "User-Agent": f"nixfleet-agent/{__version__}",
-                "Accept-Encoding": "identity",
-            },
-            trust_env=False,
-        )
-        self._client.cookies.jar.set_policy(DefaultCookiePolicy(allowed_domains=()))
+        self._transport = transport
+        self._headers = httpx.Headers({"Host": httpx.URL(base_url).netloc.decode("ascii"), **HEADERS})
+        self._base_url = base_url.rstrip("/")
         self._users = 0
         self._retired = False
 
@@ -102,27 +103,39 @@ class Connection:
             UnreachableError: no answer within `timeout_s`, or none at all.
             BodyTooLargeError: more than `limit` bytes.
         """
-        async with self._in_use():
-            try:
-                with trio.fail_after(timeout_s):
-                    return await self._exchange(method, path, now, json, headers, limit)
-            except trio.TooSlowError as error:
-                raise UnreachableError(url=path, cause=f"no complete answer within {timeout_s:g} s") from error
-            except (httpx.HTTPError, httpx.InvalidURL) as error:
-                raise UnreachableError(url=path, cause=_cause(error)) from error
+        self._users += 1
+        try:
+            with trio.move_on_after(timeout_s):
+                return await self._exchange(self._made(method, path, json, headers), path, now, limit)
+            raise UnreachableError(url=path, cause=f"no complete answer within {timeout_s:g} s")
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise UnreachableError(url=path, cause=_cause(error)) from error
+        finally:
+            self._users -= 1
+            if self._retired and self._users == 0:
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
+                    await self._transport.aclose()
 
-    async def _exchange(
-        self,
-        method: str,
-        path: str,
-        now: WallMs,
-        json: object,
-        headers: Mapping[str, str] | None,
-        limit: int,
-    ) -> Answer:
-        body = bytearray()
-        async with self._client.stream(method, path, json=json, headers=headers) as response:
-            async for chunk in response.aiter_raw():
+    def _made(self, method: str, path: str, json: object, headers: Mapping[str, str] | None) -> httpx.Request:
+        body, own = b"", dict(headers or {})
+        if json is not None:
+            body = json_text.dumps(json, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+            own |= {"Content-Type": "application/json", "Content-Length": str(len(body))}
+        request = httpx.Request(
+            method,
+            _url(self._base_url + path),
+            headers=self._headers,
+            stream=httpx.ByteStream(body),
+            extensions={"timeout": TIMEOUTS},
+        )
+        request.headers.update(own)
+        return request
+
+    async def _exchange(self, request: httpx.Request, path: str, now: WallMs, limit: int) -> Answer:
+        response, body = await self._transport.handle_async_request(request), bytearray()
+        assert isinstance(response.stream, httpx.AsyncByteStream)
+        try:
+            async for chunk in response.stream:
                 body += chunk
                 if len(body) > limit:
                     raise BodyTooLargeError(url=path, limit=limit)
@@ -132,23 +145,18 @@ class Connection:
                 body=bytes(body),
                 retry_after_ms=_retry_after_ms(response.headers.get("Retry-After"), now),
             )
-
-    @asynccontextmanager
-    async def _in_use(self) -> AsyncIterator[None]:
-        self._users += 1
-        try:
-            yield
         finally:
-            self._users -= 1
-            if self._retired and self._users == 0:
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
-                    await self._client.aclose()
+            await response.aclose()
 
     async def retire(self) -> None:
         """Take no further part; requests under way end undisturbed, so that a renewal leaves no gap."""
         self._retired = True
         if self._users == 0:
-            await self._client.aclose()
+            await self._transport.aclose()
+
+
+# The same few addresses again and again, and taking one apart is most of the work of a request.
+_url = functools.lru_cache(maxsize=URLS_KEPT)(httpx.URL)
 
 
 def _retry_after_ms(text: str | None, now: WallMs) -> int | None:

@@ -21,6 +21,7 @@ from state_machine.facts import (
     RollbackFailed,
     TargetRefused,
 )
+from state_machine.lifecycle import ROLLBACK_FAILED
 from state_machine.schedule import backoff_ms
 from state_machine.state import HeldDispatch, Known, Quarantined, Realising, RollingBack, Switching, Tracked
 from state_machine.system import SwitchOutcome
@@ -319,11 +320,24 @@ def _order_rollback(turn: Turn, tracked: Tracked, *, attempt: int) -> None:
     turn.order(Rollback(op=op, closure=tracked.prior, timeout_s=turn.known.settings.switch_timeout_s))
 
 
+_AT_NEXT_BOOT: Final = f"{SwitchOutcome.DEFERRED} (waits for a reboot"
+
+
+def way_back_waits_for_reboot(known: Known) -> bool:
+    """The system to go back to cannot be swapped in live: profile and boot loader point at it for the next boot."""
+    current, system = known.current, known.system
+    if current is None or current.record.phase is not Phase.FAILED or known.busy:
+        return False
+    waits = (current.record.failure or "").startswith(f"{ROLLBACK_FAILED}{_AT_NEXT_BOOT}")
+    return waits and system.profile == current.prior != system.running
+
+
 def _after_rollback(turn: Turn, operation: RollingBack, event: SwitchFinished) -> None:
     if event.outcome is SwitchOutcome.SWITCHED and event.system.running == operation.closure:
         return rolled_back(turn, operation, event.exit_code or 0)
-    waits = f" (waits for a reboot: {event.component})" if event.outcome is SwitchOutcome.DEFERRED else ""
-    detail = f"{event.outcome}{waits}: {event.detail}"
+    deferred = event.outcome is SwitchOutcome.DEFERRED
+    how = f"{_AT_NEXT_BOOT}: {event.component})" if deferred else event.outcome.value
+    detail = f"{how}: {event.detail}"
     return _rollback_failed(turn, operation, event.exit_code, detail, event.jitter)
 
 
@@ -372,6 +386,8 @@ def _rollback_failed(turn: Turn, operation: RollingBack, exit_code: int | None, 
 def on_time(turn: Turn) -> None:
     """What is due by now: a retry, or an order whose answer got lost."""
     match turn.known.operation:
+        case None:
+            pass
         case Realising(retry_at=int(retry_at)) as operation if retry_at <= turn.now:
             _order_realise(turn, attrs.evolve(operation, op=turn.new_op(), retry_at=None))
         case Realising(retry_at=None, due=due) as operation if due <= turn.now:

@@ -4,9 +4,8 @@ Facts go out in order, at least once. The watermark moves forward when the contr
 says that it lacks something; no fact is ever changed or renumbered for it.
 """
 
-import attrs
-
 from state_machine.events import FactRefused, FactsDelivered, ReplayRequested
+from state_machine.evolution import evolve
 from state_machine.state import Tracked
 from state_machine.turn import Turn
 
@@ -18,7 +17,7 @@ def on_facts_delivered(turn: Turn, event: FactsDelivered) -> None:
         return turn.unexpected(f"facts of {event.rollout_id} delivered, which is not known here")
     through = min(event.through_seq, tracked.record.last_seq)
     if through > tracked.delivered_seq:
-        turn.put(attrs.evolve(tracked, delivered_seq=through))
+        turn.put(evolve(tracked, delivered_seq=through))
     return None
 
 
@@ -27,7 +26,7 @@ def on_fact_refused(turn: Turn, event: FactRefused) -> None:
     tracked = turn.known.rollouts.get(event.rollout_id)
     if tracked is None or not tracked.delivered_seq < event.seq <= tracked.record.last_seq:
         return turn.unexpected(f"fact {event.seq} of {event.rollout_id} refused, which is not on its way")
-    turn.put(attrs.evolve(tracked, delivered_seq=event.seq, refused_facts=tracked.refused_facts + 1))
+    turn.put(evolve(tracked, delivered_seq=event.seq, refused_facts=tracked.refused_facts + 1))
     return None
 
 
@@ -44,4 +43,4 @@ def go_back(turn: Turn, tracked: Tracked, from_seq: int) -> None:
     """Deliver from `from_seq` on once more, as far back as this host's journal goes."""
     through = max(from_seq, tracked.oldest_seq) - 1
     if through < tracked.delivered_seq:
-        turn.put(attrs.evolve(tracked, delivered_seq=through))
+        turn.put(evolve(tracked, delivered_seq=through))

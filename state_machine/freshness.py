@@ -24,13 +24,6 @@ def window_ms(known: Known, seen: SeenIntent) -> int:
     return 1000 * (window_s if cap_s is None else min(window_s, cap_s))
 
 
-def age_ms(seen: SeenIntent, wall: WallMs, steady: SteadyMs) -> int:
-    """How old the signature is at least."""
-    by_wall = wall - seen.intent.signed_at
-    by_running_time = seen.seen_wall - seen.intent.signed_at + steady - seen.seen_steady
-    return max(by_wall, by_running_time)
-
-
 def is_marked_stale(known: Known, seen: SeenIntent) -> bool:
     """The intent was once found stale, or a newer one of its channel was (S8)."""
     return seen.intent.signed_at <= known.stale_through.get(seen.intent.channel, -1)
@@ -38,9 +31,14 @@ def is_marked_stale(known: Known, seen: SeenIntent) -> bool:
 
 def freshness_left_ms(known: Known, seen: SeenIntent, wall: WallMs, steady: SteadyMs) -> int:
     """Time until the intent is stale; negative when it is."""
-    if is_marked_stale(known, seen):
-        return -1
-    return window_ms(known, seen) + CLOCK_SLACK_MS - age_ms(seen, wall, steady)
+    return -1 if is_marked_stale(known, seen) else window_left_ms(known, seen, wall, steady)
+
+
+def window_left_ms(known: Known, seen: SeenIntent, wall: WallMs, steady: SteadyMs) -> int:
+    """Time until the window of intent that is not marked closes, by the clock that says it is older."""
+    by_running_time = seen.seen_wall + steady - seen.seen_steady
+    age_ms = max(wall, by_running_time) - seen.intent.signed_at
+    return window_ms(known, seen) + CLOCK_SLACK_MS - age_ms
 
 
 def is_superseded(known: Known, intent: VerifiedIntent) -> bool:

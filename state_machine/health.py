@@ -11,6 +11,7 @@ import attrs
 from state_machine import activation, schedule
 from state_machine.actions import ObserveSystem, RestartProbes
 from state_machine.events import ProbeObserved, ProbesDeclared, SystemObserved
+from state_machine.evolution import evolve
 from state_machine.facts import (
     Converged,
     DriftObserved,
@@ -37,7 +38,7 @@ from state_machine.values import (
 
 def begin_soak(turn: Turn, rollout_id: RolloutId) -> None:
     """The target runs: from here on its health counts, and nothing seen earlier does."""
-    turn.put(attrs.evolve(turn.known.rollouts[rollout_id], soak_from=turn.now))
+    turn.put(evolve(turn.known.rollouts[rollout_id], soak_from=turn.now))
     forget_results(turn)
     declare_topology(turn)
     restart_probes(turn)
@@ -97,7 +98,7 @@ def note_change(turn: Turn, before: Closure | None) -> None:
         return
     forget_results(turn)
     if running == current.record.target_closure:
-        turn.put(attrs.evolve(current, soak_from=turn.now))
+        turn.put(evolve(current, soak_from=turn.now))
     restart_probes(turn)
 
 

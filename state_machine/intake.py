@@ -20,8 +20,9 @@ from state_machine.events import (
     SnapshotsReceived,
     VerifiedIntent,
 )
+from state_machine.evolution import evolve
 from state_machine.facts import ActivationFailed, DispatchAck, DispatchReject, RollbackRequested, TargetRefused
-from state_machine.freshness import freshness_left_ms, is_superseded, time_verdict
+from state_machine.freshness import freshness_left_ms, is_marked_stale, is_superseded, time_verdict, window_left_ms
 from state_machine.state import HeldDispatch, Known, Realising, SeenIntent, Tracked
 from state_machine.turn import Turn, without
 from state_machine.values import (
@@ -82,6 +83,8 @@ def time_detail(reason: Reason, known: Known, seen: SeenIntent, wall: WallMs) ->
             return f"signed {-age_s} s in the future"
         case Reason.SUPERSEDED:
             return f"a newer manifest of {seen.intent.channel}, or a newer fleet, has been accepted"
+        case _ if is_marked_stale(known, seen) and age_s <= seen.intent.freshness_window_s:
+            return f"signed {age_s} s ago by a clock that has found it, or a newer one, stale before"
         case _:
             return f"signed {age_s} s ago, the window is {seen.intent.freshness_window_s} s"
 
@@ -161,7 +164,7 @@ def mark_stale(turn: Turn, seen: SeenIntent) -> None:
 def mark_all_stale(turn: Turn) -> None:
     """Mark every intent whose window has ended by now."""
     for seen in turn.known.intents.values():
-        if freshness_left_ms(turn.known, seen, turn.wall, turn.now) < 0:
+        if window_left_ms(turn.known, seen, turn.wall, turn.now) < 0:
             mark_stale(turn, seen)
 
 
@@ -282,7 +285,7 @@ def _reject_held(turn: Turn, reason: Reason, detail: str) -> None:
     tracked = turn.known.rollouts.get(held.rollout_id) or tracking.track(turn, held, None)
     if tracked.record.phase is not Phase.PENDING:
         return
-    turn.put(attrs.evolve(tracked, rejected_at=turn.now))
+    turn.put(evolve(tracked, rejected_at=turn.now))
     if reason in S1_S2_REASONS:
         turn.record(
             held.rollout_id,
@@ -311,7 +314,7 @@ def _supersede(turn: Turn, successor: RolloutId) -> None:
     current, operation = turn.known.current, turn.known.operation
     if current is None or current.record.rollout_id == successor:
         return
-    turn.put(attrs.evolve(current, superseded_by=successor))
+    turn.put(evolve(current, superseded_by=successor))
     turn.set(operation=None)
     if isinstance(operation, Realising):
         turn.order(Abandon(op=operation.op))
@@ -347,7 +350,7 @@ def _answer_wish(turn: Turn, current: Tracked, detail: str) -> None:
     turn.refuse(Reason.ROLLBACK_FAILED, detail, rollout_id)
     if current.rejected_at is not None and turn.now - current.rejected_at < REJECT_REPEAT_MS:
         return
-    turn.put(attrs.evolve(current, rejected_at=turn.now))
+    turn.put(evolve(current, rejected_at=turn.now))
     turn.record(rollout_id, lambda seq: DispatchReject(seq=seq, reason=Reason.ROLLBACK_FAILED, rejected_at=turn.wall))
 
 

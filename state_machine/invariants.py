@@ -20,6 +20,7 @@ __all__ = (
     "STEP_PROMISES",
     "Passage",
     "Run",
+    "check_passage",
     "check_run",
     "check_step",
     "l1_converged",
@@ -30,7 +31,11 @@ __all__ = (
 
 def check_step(before: State, event: Event, step: Step) -> list[str]:
     """What is wrong with `step` as the answer to `event` in `before`: sentences that begin with the promise's name."""
-    passage = Passage(before=before, event=event, step=step)
+    return check_passage(Passage(before=before, event=event, step=step))
+
+
+def check_passage(passage: Passage) -> list[str]:
+    """`check_step` of a passage."""
     return [f"{name}: {problem}" for name, promise in STEP_PROMISES.items() for problem in promise(passage)]
 
 

@@ -11,6 +11,7 @@ from typing import Final, assert_never
 
 import attrs
 
+from state_machine.evolution import evolve
 from state_machine.facts import (
     ActivationCompleted,
     ActivationDeferred,
@@ -75,6 +76,9 @@ OPEN: Final = frozenset({P, A, D, S})
 
 SETTLED: Final = frozenset({C, D})
 """Phases that count as done for ordering between hosts: a deferred host only waits for its reboot (section 5.1)."""
+
+ROLLBACK_FAILED: Final = "rollback failed: "
+"""How `HostRollout.failure` begins after a rollback that did not bring the earlier system up."""
 
 IN_FLIGHT: Final = frozenset({A, S})
 """Phases that use up a disruption budget (section 5.6)."""
@@ -150,7 +154,7 @@ def fold(record: HostRollout, fact: Fact) -> HostRollout | Illegal | OutOfOrder:
         return _illegal(record, fact, f"{record.phase} does not accept it")
     if (broken := _broken_invariant(record, fact)) is not None:
         return _illegal(record, fact, broken)
-    return attrs.evolve(_stamped(record, fact), phase=following, last_seq=fact.seq)
+    return evolve(_stamped(record, fact), phase=following, last_seq=fact.seq)
 
 
 def _illegal(record: HostRollout, fact: Fact, why: str) -> Illegal:
@@ -186,7 +190,7 @@ def _stamped(record: HostRollout, fact: Fact) -> HostRollout:
     match fact:
         case DispatchAck():
             prior = fact.current_closure_at_dispatch or None
-            return attrs.evolve(
+            return evolve(
                 record,
                 closure_at_dispatch=prior,
                 current_closure=prior,
@@ -194,47 +198,47 @@ def _stamped(record: HostRollout, fact: Fact) -> HostRollout:
                 refusal=None,
             )
         case ActivationStarted():
-            return attrs.evolve(record, activation_started_at=fact.started_at)
+            return evolve(record, activation_started_at=fact.started_at)
         case ActivationCompleted():
-            return attrs.evolve(
+            return evolve(
                 record,
                 current_closure=fact.observed_current_closure,
                 activation_completed_at=fact.completed_at,
                 probes={},
             )
         case ActivationDeferred():
-            return attrs.evolve(record, deferred_component=fact.component)
+            return evolve(record, deferred_component=fact.component)
         case ActivationFailed():
-            return attrs.evolve(record, failed_at=fact.failed_at, failure=fact.stderr_tail)
+            return evolve(record, failed_at=fact.failed_at, failure=fact.stderr_tail)
         case ProbeTopologyDeclared():
-            return attrs.evolve(record, probes={spec.name: ProbeRecord(mode=spec.mode) for spec in fact.probes})
+            return evolve(record, probes={spec.name: ProbeRecord(mode=spec.mode) for spec in fact.probes})
         case ProbeObservedFirst():
             probe = _probe(record, fact.probe_name, fact.mode)
-            return _with_probe(record, fact.probe_name, attrs.evolve(probe, observed_first_at=fact.observed_at))
+            return _with_probe(record, fact.probe_name, evolve(probe, observed_first_at=fact.observed_at))
         case ProbeResult():
             return _with_probe(record, fact.probe_name, _after_result(record, fact))
         case ProbeFailureFirst():
             probe = _probe(record, fact.probe_name, fact.mode)
-            return _with_probe(record, fact.probe_name, attrs.evolve(probe, first_failed_at=fact.first_failed_at))
+            return _with_probe(record, fact.probe_name, evolve(probe, first_failed_at=fact.first_failed_at))
         case Failed():
             failure = f"probes failed for {fact.sustained_duration_secs} s: {', '.join(fact.failing_probes)}"
-            return attrs.evolve(record, failed_at=fact.failed_at, failure=failure, policy_applied=fact.policy_applied)
+            return evolve(record, failed_at=fact.failed_at, failure=failure, policy_applied=fact.policy_applied)
         case RollbackComplete():
-            return attrs.evolve(record, current_closure=fact.reverted_to_closure, reverted_at=fact.completed_at)
+            return evolve(record, current_closure=fact.reverted_to_closure, reverted_at=fact.completed_at)
         case Converged():
-            return attrs.evolve(record, converged_at=fact.converged_at)
+            return evolve(record, converged_at=fact.converged_at)
         case DispatchReject():
-            return attrs.evolve(record, refusal=fact.reason.value)
+            return evolve(record, refusal=fact.reason.value)
         case TargetRefused():
-            return attrs.evolve(record, refusal=f"{fact.reason}: {fact.detail}" if fact.detail else fact.reason.value)
+            return evolve(record, refusal=f"{fact.reason}: {fact.detail}" if fact.detail else fact.reason.value)
         case RollbackRequested():
-            return attrs.evolve(
+            return evolve(
                 record, failed_at=fact.requested_at, failure=f"rollback requested by the control plane: {fact.reason}"
             )
         case RollbackFailed():
-            return attrs.evolve(record, failure=f"rollback failed: {fact.stderr_tail}")
+            return evolve(record, failure=f"{ROLLBACK_FAILED}{fact.stderr_tail}")
         case DriftObserved():
-            return attrs.evolve(record, current_closure=fact.observed_closure, observed_drift=fact.observed_closure)
+            return evolve(record, current_closure=fact.observed_closure, observed_drift=fact.observed_closure)
         case _:
             assert_never(fact)
 
@@ -242,7 +246,7 @@ def _stamped(record: HostRollout, fact: Fact) -> HostRollout:
 def _after_result(record: HostRollout, fact: ProbeResult) -> ProbeRecord:
     probe = _probe(record, fact.probe_name, fact.mode)
     first_failed_at = None if fact.status is ProbeStatus.PASS else probe.first_failed_at
-    return attrs.evolve(probe, status=fact.status, failure_reason=fact.failure_reason, first_failed_at=first_failed_at)
+    return evolve(probe, status=fact.status, failure_reason=fact.failure_reason, first_failed_at=first_failed_at)
 
 
 def _probe(record: HostRollout, name: str, mode: ProbeMode) -> ProbeRecord:
@@ -251,4 +255,4 @@ def _probe(record: HostRollout, name: str, mode: ProbeMode) -> ProbeRecord:
 
 
 def _with_probe(record: HostRollout, name: str, probe: ProbeRecord) -> HostRollout:
-    return attrs.evolve(record, probes={**record.probes, name: probe})
+    return evolve(record, probes={**record.probes, name: probe})

@@ -3,10 +3,9 @@
 Recovery is replay plus this one event. It needs no answer from anybody: the control plane may be gone for good.
 """
 
-import attrs
-
 from state_machine import activation, health, intake, schedule
 from state_machine.events import Booted
+from state_machine.evolution import evolve
 from state_machine.state import Known
 from state_machine.turn import Turn
 from state_machine.values import Phase
@@ -14,7 +13,7 @@ from state_machine.values import Phase
 
 def known_after_boot(known: Known, event: Booted) -> Known:
     """`known` with the clock of this run, so that everything after it reads time on one axis."""
-    return attrs.evolve(known, clock=known.clock.booted(event.system.boot_id, event.at))
+    return evolve(known, clock=known.clock.booted(event.system.boot_id, event.at))
 
 
 def on_booted(turn: Turn, event: Booted, *, rebooted: bool) -> None:

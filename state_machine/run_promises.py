@@ -11,6 +11,13 @@ from typing import Final
 import attrs
 
 from state_machine.actions import Perform, Switch
+from state_machine.endurance_promises import (
+    l2_a_wish_is_followed,
+    l2_tried_again_and_not_for_ever,
+    rebooted,
+    s4_half_done_is_not_done,
+    s7_numbers_go_on_after_those_of_a_lost_journal,
+)
 from state_machine.events import (
     Booted,
     CertificateLoaded,
@@ -27,9 +34,9 @@ from state_machine.facts import ActivationCompleted, Converged, DispatchAck, Rol
 from state_machine.passages import (
     Order,
     Passage,
+    acted_on,
     facts_of,
     is_repeat,
-    new_orders,
     new_rollbacks,
     new_switches,
     orders,
@@ -41,6 +48,9 @@ from state_machine.values import CLOCK_SLACK_MS, Channel, Closure, Phase, ProbeM
 
 PACE_MS: Final = 500
 """No exchange of one kind begins sooner than this after the one before it."""
+
+_AT_ONCE: Final = (Booted, Poked, CertificateLoaded)
+"""Events after which exchanges may begin anew, whenever they began last."""
 
 Run = Sequence[Passage]
 RunPromise = Callable[[Run], Iterator[str]]
@@ -76,11 +86,9 @@ def s2_nothing_older_than_the_newest_accepted(run: Run) -> Iterator[str]:
 
 
 def _acted_on(passage: Passage) -> Iterator[tuple[RolloutId, VerifiedIntent]]:
-    taken = [rollout_id for rollout_id, _ in facts_of(passage, DispatchAck)]
-    switched = [rollout_of(passage, order) for order in new_switches(passage)]
-    for rollout_id in (*taken, *switched):
-        seen = None if rollout_id is None else passage.after.intents.get(rollout_id)
-        if rollout_id is not None and seen is not None:
+    for rollout_id in acted_on(passage):
+        seen = passage.after.intents.get(rollout_id)
+        if seen is not None:
             yield rollout_id, seen.intent
 
 
@@ -97,7 +105,7 @@ def s3_never_again_until_cleared(run: Run) -> Iterator[str]:
                 pass
         yield from (
             f"{order.closure} was switched to after it had been rolled back"
-            for order in new_orders(passage)
+            for order in passage.new_orders
             if order.closure in taken_back
         )
         for order in new_rollbacks(passage):
@@ -109,15 +117,17 @@ def s3_never_again_until_cleared(run: Run) -> Iterator[str]:
 def s4_every_enforce_probe_spoke_last_for_it(run: Run) -> Iterator[str]:
     """S4: at `Converged`, running time covers the soak, and every enforce probe's last result since then is a pass."""
     began: dict[RolloutId, int] = {}
+    booted = 0
     for index, passage in enumerate(run):
         now = passage.after.clock.read(passage.event.at)
+        booted = now if rebooted(passage) else booted
         for rollout_id, _ in facts_of(passage, ActivationCompleted):
             began[rollout_id] = now
         for rollout_id, _ in facts_of(passage, Converged):
             tracked = passage.after.rollouts[rollout_id]
             if rollout_id in began and now - began[rollout_id] < tracked.policy.soak_ms:
                 yield f"{rollout_id} converged {now - began[rollout_id]} ms after its activation"
-            last = _last_results(run[: index + 1], began.get(rollout_id, 0))
+            last = _last_results(run[: index + 1], max(booted, began.get(rollout_id, 0)))
             for spec in passage.after.judges:
                 if spec.mode is ProbeMode.ENFORCE and last.get(spec.name) is not ProbeStatus.PASS:
                     yield f"{rollout_id} converged, and {spec.name} said {last.get(spec.name)} last"
@@ -156,13 +166,16 @@ def s5_what_ran_at_the_dispatch(run: Run) -> Iterator[str]:
             older = ran.get(latest) if unproven and latest is not None else None
             ran[rollout_id] = older if older and older not in passage.known.quarantine else running
             latest = rollout_id
+            back_to = passage.after.rollouts[rollout_id].prior or ""
+            if back_to != ran[rollout_id]:
+                yield f"{rollout_id} would be rolled back to {back_to}, and {ran[rollout_id]} ran at its dispatch"
             if rollout_id in switched:
                 yield f"{rollout_id} was acknowledged after its switch had begun"
         adopted = passage.after.active
         if adopted is not None and adopted not in ran and passage.known.system.running is not None:
             # Acknowledged in a journal that is lost: what runs when it is taken up is all there is to go back to.
             ran[adopted], latest = passage.known.system.running, adopted
-        for order in new_orders(passage):
+        for order in passage.new_orders:
             order_for = rollout_of(passage, order)
             if order_for is not None and isinstance(order, Switch):
                 switched.add(order_for)
@@ -213,14 +226,16 @@ def s8_no_clock_revives_it(run: Run) -> Iterator[str]:
     expired: set[VerifiedIntent] = set()
     intents: Mapping[RolloutId, SeenIntent] = {}
     for passage in run:
-        wall, now = passage.event.at.wall_ms, passage.after.clock.read(passage.event.at)
-        if passage.after.intents is not intents:
-            intents = passage.after.intents
+        after, event = passage.after, passage.event
+        wall, now = event.at.wall_ms, after.clock.read(event.at)
+        if after.intents is not intents:
+            intents = after.intents
             for seen in intents.values():
                 accepted.setdefault(seen.intent, (wall, now))
-        if isinstance(passage.event, Tick):
-            held = (seen.intent for seen in intents.values())
-            expired |= {intent for intent in held if wall - intent.signed_at > _limit(passage, intent)}
+        if isinstance(event, Tick):
+            for seen in intents.values():
+                if wall - seen.intent.signed_at > _limit(passage, seen.intent):
+                    expired.add(seen.intent)
         for rollout_id, intent in _acted_on(passage):
             then_wall, then = accepted[intent]
             if intent in expired:
@@ -245,7 +260,7 @@ def s9_asked_back_once_and_at_its_pace(run: Run) -> Iterator[str]:
                 yield f"{rollout_id} was asked back twice"
             asked.add(rollout_id)
         now = passage.after.clock.read(passage.event.at)
-        if isinstance(passage.event, Booted | Poked | CertificateLoaded):
+        if isinstance(passage.event, _AT_ONCE):
             begun.clear()
         for action in passage.step.actions:
             if isinstance(action, Perform):
@@ -272,16 +287,21 @@ def s10_the_journal_replays(run: Run) -> Iterator[str]:
         yield "the replayed journal ends in another state"
 
 
+def _all(*promises: RunPromise) -> RunPromise:
+    return lambda run: (problem for promise in promises for problem in promise(run))
+
+
 RUN_PROMISES: Final[Mapping[str, RunPromise]] = {
     "S1": s1_something_verified_was_shown,
     "S2": s2_nothing_older_than_the_newest_accepted,
     "S3": s3_never_again_until_cleared,
-    "S4": s4_every_enforce_probe_spoke_last_for_it,
+    "S4": _all(s4_every_enforce_probe_spoke_last_for_it, s4_half_done_is_not_done),
     "S5": s5_what_ran_at_the_dispatch,
     "S6": s6_never_two_in_flight,
-    "S7": s7_each_number_once,
+    "S7": _all(s7_each_number_once, s7_numbers_go_on_after_those_of_a_lost_journal),
     "S8": s8_no_clock_revives_it,
     "S9": s9_asked_back_once_and_at_its_pace,
     "S10": s10_the_journal_replays,
+    "L2": _all(l2_tried_again_and_not_for_ever, l2_a_wish_is_followed),
 }
 """By the name architecture.md gives it."""

@@ -4,13 +4,13 @@ Every exchange is a `Duty` with one due time in the session. `next_wakeup` is a 
 sleeps until then and sends `Tick`. An idle agent wakes for its polls and nothing else.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from state_machine.actions import DeliverFacts, FetchIntent, Perform
 from state_machine.events import CertificateLoaded, Duty, DutyFinished
-from state_machine.freshness import freshness_left_ms, is_marked_stale
-from state_machine.state import Known, Realising, RollingBack, State, Switching, fact_backlog
+from state_machine.freshness import is_marked_stale, window_left_ms
+from state_machine.state import Known, Operation, Realising, RollingBack, State, Switching, Tracked, fact_backlog
 from state_machine.turn import Turn, without
 from state_machine.values import Moment, Phase, ProbeMode, ProbeStatus, RolloutId, SteadyMs, WallMs
 
@@ -132,26 +132,30 @@ def _retry_ms(event: DutyFinished, failures: int) -> int:
 
 def order_due(turn: Turn) -> None:
     """Order every exchange whose time has come, as the last thing in every step."""
-    _revive_lost(turn)
-    session, now = turn.session, turn.now
-    begun = [duty for duty, due in session.due.items() if due <= now and _may_begin(turn, duty)]
-    if begun:
-        turn.set_session(due=without(session.due, *begun), started={**session.started, **dict.fromkeys(begun, now)})
-    for duty in begun:
-        turn.order(Perform(duty=duty))
-    _order_delivery(turn)
-    _order_refetch(turn)
+    now, started = turn.now, turn.session.started
+    if started and now - min(started.values()) >= LOST_MS:
+        _revive_lost(turn)
+    if due := [duty for duty, at in turn.session.due.items() if at <= now and duty is not Duty.DELIVERY]:
+        _begin(turn, due)
+    if Duty.DELIVERY not in turn.session.started:
+        _order_delivery(turn)
+    if turn.session.refetch_at is not None:
+        _order_refetch(turn)
 
 
 def _revive_lost(turn: Turn) -> None:
     session, now = turn.session, turn.now
     lost = [duty for duty, since in session.started.items() if now - since >= LOST_MS]
-    if lost:
-        turn.set_session(started=without(session.started, *lost), due={**session.due, **dict.fromkeys(lost, now)})
+    turn.set_session(started=without(session.started, *lost), due={**session.due, **dict.fromkeys(lost, now)})
 
 
-def _may_begin(turn: Turn, duty: Duty) -> bool:
-    return duty is not Duty.DELIVERY and duty not in turn.session.started
+def _begin(turn: Turn, due: Sequence[Duty]) -> None:
+    session, now = turn.session, turn.now
+    begun = [duty for duty in due if duty not in session.started]
+    if begun:
+        turn.set_session(due=without(session.due, *begun), started={**session.started, **dict.fromkeys(begun, now)})
+    for duty in begun:
+        turn.order(Perform(duty=duty))
 
 
 def mark_seen(turn: Turn) -> None:
@@ -161,7 +165,7 @@ def mark_seen(turn: Turn) -> None:
 
 def _order_delivery(turn: Turn) -> None:
     session = turn.session
-    if Duty.DELIVERY in session.started or turn.now < session.due.get(Duty.DELIVERY, turn.now):
+    if turn.now < session.due.get(Duty.DELIVERY, turn.now):
         return
     if not (backlog := fact_backlog(turn.known)):
         return
@@ -206,40 +210,50 @@ def next_wakeup(state: State, at: Moment) -> int | None:
     """Milliseconds from `at` until a `Tick` is wanted; None when only an event can change anything."""
     known = state.known
     now = known.clock.read(at)
-    instants = [due - now for due in _steady_instants(state)]
-    instants += _wall_waits(state, at.wall_ms, now)
-    return max(0, min(instants)) if instants else None
+    waits = _wall_waits(state, at.wall_ms, now)
+    instants = _exchange_instants(state)
+    if known.operation is not None:
+        instants.append(_operation_due(known.operation))
+    if known.current is not None and known.current.record.phase is Phase.SOAKING:
+        # A level that was already considered at its instant must not wake anybody again.
+        instants += [instant for instant in _soak_instants(known, known.current) if instant > state.session.seen]
+    if instants:
+        waits.append(min(instants) - now)
+    return max(0, min(waits)) if waits else None
 
 
-def _steady_instants(state: State) -> Iterator[SteadyMs]:
+def _exchange_instants(state: State) -> list[int]:
     known, session = state.known, state.session
-    delivers = bool(fact_backlog(known))
+    started = session.started
+    instants: list[int] = []
     for duty, due in session.due.items():
-        if duty not in session.started and (duty is not Duty.DELIVERY or delivers):
-            yield due
-    yield from (SteadyMs(since + LOST_MS) for since in session.started.values())
+        if duty not in started and (duty is not Duty.DELIVERY or fact_backlog(known)):
+            instants.append(due)
+    if started:
+        instants.append(min(started.values()) + LOST_MS)
     if known.waiting is not None and session.refetch_at is not None:
-        yield session.refetch_at
-    match known.operation:
+        instants.append(session.refetch_at)
+    return instants
+
+
+def _operation_due(operation: Operation) -> SteadyMs:
+    """When to try again, or when the order counts as lost."""
+    match operation:
         case Realising(retry_at=int(retry_at)) | RollingBack(retry_at=int(retry_at)):
-            yield retry_at
+            return retry_at
         case Realising(due=due) | Switching(due=due) | RollingBack(due=due):
-            yield due
-        case _:
-            pass
-    # A level that was already considered at its instant must not wake anybody again.
-    yield from (instant for instant in _soak_instants(known) if instant > session.seen)
+            return due
 
 
-def _soak_instants(known: Known) -> Iterator[SteadyMs]:
-    current = known.current
-    if current is None or current.record.phase is not Phase.SOAKING or current.soak_from is None:
-        return
-    yield SteadyMs(current.soak_from + current.soak_ms)
+def _soak_instants(known: Known, current: Tracked) -> list[int]:
+    if current.soak_from is None:
+        return []
+    ends = [current.soak_from + current.soak_ms]
     for spec in known.judges:
         health = known.probes.get(spec.name)
         if spec.mode is ProbeMode.ENFORCE and health is not None and health.status is ProbeStatus.FAIL:
-            yield SteadyMs(health.since + sustained_ms(known))
+            ends.append(health.since + sustained_ms(known))
+    return ends
 
 
 def sustained_ms(known: Known) -> int:
@@ -258,5 +272,5 @@ def _wall_waits(state: State, wall: WallMs, now: SteadyMs) -> list[int]:
             waits.append(due - wall)
     for seen in known.intents.values():
         if not is_marked_stale(known, seen):
-            waits.append(freshness_left_ms(known, seen, wall, now) + 1)
+            waits.append(window_left_ms(known, seen, wall, now) + 1)
     return waits

@@ -12,6 +12,7 @@ from typing import Final
 import attrs
 
 from state_machine.events import Duty, Settings, TargetPolicy, VerifiedIntent
+from state_machine.evolution import evolve
 from state_machine.lifecycle import HostRollout
 from state_machine.system import SystemView
 from state_machine.values import (
@@ -53,7 +54,7 @@ class SteadyClock:
         """The clock for a run that found `boot_id`. Running time never goes back, whatever the monotonic clock says."""
         if boot_id == self.boot_id and self.read(at) >= self.last_ms:
             return self
-        return attrs.evolve(self, boot_id=boot_id, offset_ms=self.last_ms - at.mono_ms)
+        return evolve(self, boot_id=boot_id, offset_ms=self.last_ms - at.mono_ms)
 
 
 @attrs.frozen(kw_only=True)
@@ -83,7 +84,7 @@ class HeldDispatch:
     adopted_seq: int = 0
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)
 class Tracked:
     """One rollout on this host: its record, and what the agent alone needs to know about it."""
 
@@ -190,7 +191,7 @@ class RefusalNote:
     detail: str
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)
 class Known:
     """Everything the journal knows."""
 
@@ -250,7 +251,7 @@ class Known:
         return max(marks, default=None)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.frozen(kw_only=True, slots=False)
 class Session:
     """What only this run knows. Never read by a transition of `Known`."""
 

@@ -61,12 +61,20 @@ def _boot(state: State, event: Booted) -> Step:
 
 
 def _handle(turn: Turn, event: Event) -> None:
-    match event:
+    match event:  # what comes most often comes first: each case is tried in turn
         case Tick():
             intake.mark_all_stale(turn)
             activation.on_time(turn)
             health.judge(turn)
             schedule.mark_seen(turn)
+        case DutyFinished():
+            schedule.on_duty_finished(turn, event)
+        case ProbeObserved():
+            health.on_probe_observed(turn, event)
+        case SystemObserved():
+            health.on_system_observed(turn, event)
+        case FactsDelivered():
+            delivery.on_facts_delivered(turn, event)
         case IntentVerified():
             intake.on_intent_verified(turn, event)
         case IntentRefused():
@@ -79,20 +87,12 @@ def _handle(turn: Turn, event: Event) -> None:
             activation.on_realise_finished(turn, event)
         case SwitchFinished():
             activation.on_switch_finished(turn, event)
-        case SystemObserved():
-            health.on_system_observed(turn, event)
         case ProbesDeclared():
             health.on_probes_declared(turn, event)
-        case ProbeObserved():
-            health.on_probe_observed(turn, event)
-        case FactsDelivered():
-            delivery.on_facts_delivered(turn, event)
         case FactRefused():
             delivery.on_fact_refused(turn, event)
         case ReplayRequested():
             delivery.on_replay_requested(turn, event)
-        case DutyFinished():
-            schedule.on_duty_finished(turn, event)
         case CertificateLoaded():
             schedule.on_certificate_loaded(turn, event)
         case QuarantineCleared():

@@ -15,6 +15,7 @@ from state_machine.events import (
     FactRefused,
     FactsDelivered,
     IntentRefused,
+    ProbeObserved,
     QuarantineCleared,
     ReplayRequested,
     SnapshotsReceived,
@@ -26,6 +27,7 @@ from state_machine.facts import (
     Converged,
     DispatchAck,
     Failed,
+    ProbeResult,
     RollbackComplete,
     RollbackFailed,
     RollbackRequested,
@@ -33,9 +35,9 @@ from state_machine.facts import (
 from state_machine.intake import INTENTS_KEPT
 from state_machine.passages import (
     Passage,
+    acted_on,
     facts_of,
     is_repeat,
-    new_orders,
     new_rollbacks,
     new_switches,
     orders,
@@ -45,7 +47,7 @@ from state_machine.state import Known, Realising, RollingBack, SeenIntent, Switc
 from state_machine.system import SystemView
 from state_machine.tracking import FORGOTTEN_KEPT, TRACKED_KEPT
 from state_machine.turn import REFUSALS_KEPT
-from state_machine.values import CLOCK_SLACK_MS, FailurePolicy, Phase, ProbeMode, ProbeStatus, RolloutId
+from state_machine.values import CLOCK_SLACK_MS, FailurePolicy, Phase, ProbeMode, ProbeStatus
 
 StepPromise = Callable[[Passage], Iterator[str]]
 
@@ -92,7 +94,7 @@ def s2_never_an_older_manifest(passage: Passage) -> Iterator[str]:
     for channel, mark in before.newest_signed.items():
         if after.newest_signed.get(channel, -1) < mark:
             yield f"the newest accepted signature of {channel} went back from {mark}"
-    for rollout_id in _acted_on(passage):
+    for rollout_id in acted_on(passage):
         seen = after.intents.get(rollout_id)
         if seen is not None and seen.intent.signed_at < after.newest_signed.get(seen.intent.channel, -1):
             yield f"{rollout_id} is acted on, and a newer manifest of {seen.intent.channel} has been accepted"
@@ -101,16 +103,10 @@ def s2_never_an_older_manifest(passage: Passage) -> Iterator[str]:
             yield f"{rollout_id} is taken, and its manifest was refused when it was last looked at"
 
 
-def _acted_on(passage: Passage) -> set[RolloutId]:
-    taken = {rollout_id for rollout_id, _ in facts_of(passage, DispatchAck)}
-    switched = {rollout_of(passage, order) for order in new_switches(passage)}
-    return taken | {rollout_id for rollout_id in switched if rollout_id is not None}
-
-
 def s3_quarantine_holds(passage: Passage) -> Iterator[str]:
     """S3: no order leads to a quarantined closure, and only an operator makes the quarantine smaller."""
     before, after = passage.known.quarantine, passage.after.quarantine
-    for order in new_orders(passage):
+    for order in passage.new_orders:
         if order.closure in before or order.closure in after:
             yield f"{order.closure} is quarantined and is switched to"
     if not isinstance(passage.event, QuarantineCleared):
@@ -132,6 +128,21 @@ def s4_converged_means_proved(passage: Passage) -> Iterator[str]:
             health = known.probes.get(spec.name)
             if spec.mode is ProbeMode.ENFORCE and (health is None or health.status is not ProbeStatus.PASS):
                 yield f"{rollout_id} converged, and {spec.name} has not passed last"
+
+    yield from _said_before(passage)
+
+
+def _said_before(passage: Passage) -> Iterator[str]:
+    """What a probe said of something that ran before the target, or before the boot, and counts all the same."""
+    event, after = passage.event, passage.after
+    if isinstance(event, Booted) and event.system.boot_id != passage.known.clock.boot_id and after.probes:
+        yield f"{', '.join(after.probes)} spoke before the reboot, and it counts"
+    if not isinstance(event, ProbeObserved):
+        return
+    for rollout_id, _ in facts_of(passage, ProbeResult):
+        activated = after.rollouts[rollout_id].soak_from
+        if activated is not None and event.began_mono_ms + after.clock.offset_ms < activated:
+            yield f"{event.name} began before {rollout_id} was activated, and speaks for it"
 
 
 def _observed(passage: Passage) -> SystemView | None:
@@ -157,7 +168,7 @@ def s5_back_to_what_ran(passage: Passage) -> Iterator[str]:
         if reverted.reverted_to_closure != passage.known.rollouts[rollout_id].prior:
             yield f"{rollout_id} was reverted to {reverted.reverted_to_closure}, which is not what ran before"
     for rollout_id, failed in facts_of(passage, Failed):
-        taken_back = any(True for _ in new_rollbacks(passage))
+        taken_back = bool(new_rollbacks(passage))
         said = any(rollout == rollout_id for rollout, _ in facts_of(passage, RollbackFailed))
         if failed.policy_applied is FailurePolicy.ROLLBACK_AND_HALT and not taken_back and not said:
             yield f"{rollout_id} failed, and nothing says why it is not rolled back"
@@ -168,7 +179,7 @@ def s6_one_at_a_time(passage: Passage) -> Iterator[str]:
     given = orders(passage.step.actions)
     if len(given) > 1:
         yield f"{len(given)} switches ordered in one step"
-    if any(True for _ in new_orders(passage)) and passage.known.busy and not _ends_the_one_in_flight(passage):
+    if passage.new_orders and passage.known.busy and not _ends_the_one_in_flight(passage):
         yield f"a switch is ordered while {passage.known.operation} is in flight"
 
 
@@ -189,6 +200,8 @@ def _ends_the_one_in_flight(passage: Passage) -> bool:
 
 def s7_numbers_without_gaps(passage: Passage) -> Iterator[str]:
     """S7: facts are numbered one after the other per rollout, and what was numbered stays."""
+    if passage.after.rollouts is passage.known.rollouts and not passage.step.facts:
+        return
     last = {rollout_id: tracked.record.last_seq for rollout_id, tracked in passage.known.rollouts.items()}
     last |= {rollout_id: entry.last_seq for rollout_id, entry in passage.known.forgotten.items()}
     for born in passage.step.facts:
@@ -202,6 +215,11 @@ def s7_numbers_without_gaps(passage: Passage) -> Iterator[str]:
             yield f"{rollout_id} counts {tracked.record.last_seq} facts, and {last.get(rollout_id)} were born"
     if passage.step.facts and not passage.step.durable:
         yield "facts were born in a step that is not journaled"
+    if isinstance(passage.event, FactsDelivered):
+        rollout_id, through = passage.event.rollout_id, passage.event.through_seq
+        then, now = passage.known.rollouts.get(rollout_id), passage.after.rollouts.get(rollout_id)
+        if then is not None and now is not None and now.delivered_seq > max(then.delivered_seq, through):
+            yield f"{rollout_id} counts as delivered through {now.delivered_seq}, and {through} were"
 
 
 def s8_stale_stays_stale(passage: Passage) -> Iterator[str]:
@@ -209,8 +227,8 @@ def s8_stale_stays_stale(passage: Passage) -> Iterator[str]:
     for channel, mark in passage.known.stale_through.items():
         if passage.after.stale_through.get(channel, -1) < mark:
             yield f"manifests of {channel} signed through {mark} are no longer marked stale"
-    wall, newest = passage.event.at.wall_ms, passage.after.newest_signature
-    for rollout_id in _acted_on(passage):
+    for rollout_id in acted_on(passage):
+        wall, newest = passage.event.at.wall_ms, passage.after.newest_signature
         if newest is not None and wall < newest - CLOCK_SLACK_MS:
             yield f"{rollout_id} is acted on, and the clock is behind the newest signature"
         seen = passage.after.intents.get(rollout_id)
@@ -226,7 +244,7 @@ def s9_the_control_plane_cannot_move_us(passage: Passage) -> Iterator[str]:
         yield f"{type(passage.event).__name__} alone ordered a switch"
     if new_rollbacks(passage) and not _is_wish_for_the_active(passage):
         yield f"{type(passage.event).__name__} alone ordered a rollback"
-    if any(True for _ in facts_of(passage, RollbackRequested)) and not _is_wish_for_the_active(passage):
+    if facts_of(passage, RollbackRequested) and not _is_wish_for_the_active(passage):
         yield f"{type(passage.event).__name__} is on record as a wish to roll back"
     if passage.after.topology != passage.known.topology:
         yield f"{type(passage.event).__name__} changed what is probed"
@@ -306,13 +324,14 @@ def _contradictions_of_the_active(known: Known, current: Tracked) -> Iterator[st
 
 
 def _oversized(known: Known) -> Iterator[str]:
-    sizes = {
-        "rollouts": (len(known.rollouts), TRACKED_KEPT),
-        "forgotten": (len(known.forgotten), FORGOTTEN_KEPT),
-        "intents": (len(known.intents), INTENTS_KEPT),
-        "refusals": (len(known.refusals), REFUSALS_KEPT),
-    }
-    yield from (f"{count} {name} are kept, {limit} at most" for name, (count, limit) in sizes.items() if count > limit)
+    for name, kept, limit in (
+        ("rollouts", known.rollouts, TRACKED_KEPT),
+        ("forgotten", known.forgotten, FORGOTTEN_KEPT),
+        ("intents", known.intents, INTENTS_KEPT),
+        ("refusals", known.refusals, REFUSALS_KEPT),
+    ):
+        if len(kept) > limit:
+            yield f"{len(kept)} {name} are kept, {limit} at most"
 
 
 STEP_PROMISES: Final[Mapping[str, StepPromise]] = {

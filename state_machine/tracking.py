@@ -6,9 +6,8 @@ numbers of facts are never used twice for it (S7): a rollout that had to make ro
 
 from typing import Final
 
-import attrs
-
 from state_machine.events import VerifiedIntent
+from state_machine.evolution import evolve
 from state_machine.lifecycle import HostRollout, opened
 from state_machine.state import Forgotten, HeldDispatch, Known, Tracked
 from state_machine.turn import Turn, without
@@ -56,11 +55,11 @@ def remember_numbers(turn: Turn, rollout_id: RolloutId, last_seq: int) -> None:
 
 def _record_for(known: Known, held: HeldDispatch, old: Tracked | None) -> HostRollout:
     if old is not None:
-        return attrs.evolve(old.record, target_closure=held.target, soak_due_at=held.soak_due_at)
+        return evolve(old.record, target_closure=held.target, soak_due_at=held.soak_due_at)
     fresh = opened(held.rollout_id, known.settings.machine_id, held.target, soak_due_at=held.soak_due_at)
     earlier = known.forgotten.get(held.rollout_id)
     last_seq = held.adopted_seq if earlier is None else earlier.last_seq
-    return attrs.evolve(fresh, phase=held.adopted or Phase.PENDING, last_seq=last_seq)
+    return evolve(fresh, phase=held.adopted or Phase.PENDING, last_seq=last_seq)
 
 
 def _way_back(known: Known) -> Closure | None:

@@ -11,6 +11,7 @@ import attrs
 
 from state_machine.actions import Action, Refuse, Unexpected
 from state_machine.events import Event
+from state_machine.evolution import evolve
 from state_machine.facts import Fact, RolloutFact
 from state_machine.lifecycle import HostRollout, fold
 from state_machine.state import Known, RefusalNote, Session, State, Tracked
@@ -41,7 +42,7 @@ class Turn:
     __slots__ = ("_before", "_facts", "actions", "event", "known", "now", "session", "wall")
 
     def __init__(self, state: State, event: Event, known: Known) -> None:
-        self._before = state.known
+        self._before = state
         self.event = event
         self.known = known
         self.session: Session = state.session
@@ -52,11 +53,11 @@ class Turn:
 
     def set(self, **changes: Any) -> None:
         """Replace members of `Known`."""
-        self.known = attrs.evolve(self.known, **changes)
+        self.known = evolve(self.known, **changes)
 
     def set_session(self, **changes: Any) -> None:
         """Replace members of `Session`."""
-        self.session = attrs.evolve(self.session, **changes)
+        self.session = evolve(self.session, **changes)
 
     def order(self, action: Action) -> None:
         """Order `action`, to be carried out after the commit."""
@@ -88,7 +89,7 @@ class Turn:
         folded = fold(tracked.record, fact)
         assert isinstance(folded, HostRollout), folded
         self._facts.append(RolloutFact(rollout_id=rollout_id, fact=fact))
-        self.put(attrs.evolve(tracked, record=folded))
+        self.put(evolve(tracked, record=folded))
         return folded
 
     def refuse(self, reason: Reason, detail: str, rollout_id: str = "") -> None:
@@ -114,10 +115,12 @@ class Turn:
 
     def finish(self) -> Step:
         """The step this turn amounts to."""
-        durable = self.known is not self._before and self.known != self._before
-        known = self._stamped() if durable else self._before
+        before = self._before
+        durable = self.known is not before.known and self.known != before.known
+        known = self._stamped() if durable else before.known
+        moved = durable or self.session is not before.session
         return Step(
-            state=State(known=known, session=self.session),
+            state=State(known=known, session=self.session) if moved else before,
             actions=tuple(self.actions),
             facts=tuple(self._facts),
             durable=durable,
@@ -127,7 +130,7 @@ class Turn:
         clock = self.known.clock
         if self.now <= clock.last_ms:
             return self.known
-        return attrs.evolve(self.known, clock=attrs.evolve(clock, last_ms=self.now))
+        return evolve(self.known, clock=evolve(clock, last_ms=self.now))
 
 
 def without(mapping: Mapping[Any, Any], *keys: Any) -> dict[Any, Any]:

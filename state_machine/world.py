@@ -205,6 +205,8 @@ def _budgets(given: PlannerInput) -> tuple[BudgetView, ...]:
 def circular(waits: Iterable[tuple[Node, Node]]) -> frozenset[Node]:
     """Those nodes of `(waiting, awaited)` pairs that wait for themselves, by way of each other."""
     pairs = set(waits)
+    if not pairs:
+        return frozenset()
     return _never_free(pairs) & _never_free({(awaited, waiting) for waiting, awaited in pairs})
 
 

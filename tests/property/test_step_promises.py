@@ -85,9 +85,14 @@ def test_the_durable_state_contradicts_itself_nowhere_and_stays_bounded(script: 
     assert not broken("whole", unwatched(script).run)
 
 
+@given(script=scripts)
+def test_l2_what_fails_is_tried_again_and_not_for_ever_and_a_wish_is_followed(script: list[bytes]) -> None:
+    assert not list(RUN_PROMISES["L2"](unwatched(script).run))
+
+
 def test_every_promise_of_the_architecture_has_its_function_and_its_test() -> None:
     names = [f"S{number}" for number in range(1, 11)]
-    assert sorted(RUN_PROMISES) == sorted(names)
+    assert sorted(RUN_PROMISES) == sorted([*names, "L2"])
     assert sorted(STEP_PROMISES) == sorted([*names, "whole"])
     tests = [name for name in globals() if name.startswith("test_s")]
     assert all(any(test.startswith(f"test_{name.lower()}_") for test in tests) for name in names)

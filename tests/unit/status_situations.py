@@ -143,6 +143,17 @@ def reverted() -> Said:
     return dressed(story, 400, session(400))
 
 
+def reverting_at_the_next_boot() -> Said:
+    """The earlier system has another kernel."""
+    story = _failed().then(
+        (
+            switched(85, 3, view(NEW, OLD), SwitchOutcome.DEFERRED),
+            ["9 RollbackFailed deferred (waits for a reboot: kernel):", "! rollback-failed"],
+        ),
+    )
+    return dressed(story, 90, session(90))
+
+
 def deferred() -> Said:
     story = to_switching().then(
         (switched(10, 2, view(OLD, NEW), SwitchOutcome.DEFERRED), ["3 ActivationDeferred kernel"]),
@@ -214,6 +225,7 @@ SITUATIONS: Final[Mapping[str, Callable[[], Said]]] = {
         activating,
         fetching_in_vain,
         rolling_back,
+        reverting_at_the_next_boot,
         reverted,
         deferred,
         stale,

@@ -114,15 +114,13 @@ class Bench:
             in_thread=inline,
         )
 
-    async def run(self, nursery: trio.Nursery, *, alarm: bool = False) -> None:
+    async def run(self, nursery: trio.Nursery) -> None:
         def apply(action: Action) -> None:
             self.done.append((action, len(self.ledger.events)))
             if self.answer is not None:
                 nursery.start_soon(self.answer, action)
 
         nursery.start_soon(self.runtime.reduce, apply)
-        if alarm:
-            nursery.start_soon(self.runtime.alarm)
 
     def actions(self) -> list[Action]:
         return [action for action, _ in self.done]
@@ -208,7 +206,7 @@ async def test_while_the_journal_cannot_be_written_exchanges_go_on_and_nothing_i
 ) -> None:
     bench = Bench()
     async with trio.open_nursery() as nursery:
-        await bench.run(nursery, alarm=True)
+        await bench.run(nursery)
         await bench.runtime.tell(booted())
         await settle()
         bench.ledger.refuses = True
@@ -242,7 +240,7 @@ async def test_what_waits_for_the_disk_does_not_take_the_exchanges_with_it(autoj
 
     bench.answer = world
     async with trio.open_nursery() as nursery:
-        await bench.run(nursery, alarm=True)
+        await bench.run(nursery)
         await bench.runtime.tell(booted())
         await settle()
         bench.ledger.refuses = True
@@ -382,7 +380,6 @@ async def test_a_defect_in_the_reducer_ends_everything() -> None:
     with pytest.RaisesGroup(RuntimeError):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(bench.runtime.reduce, broken)
-            nursery.start_soon(bench.runtime.alarm)
             await bench.runtime.tell(booted())
 
 
@@ -443,7 +440,7 @@ async def test_an_idle_agent_wakes_for_its_polls_and_nothing_else(autojump_clock
 
     bench.answer = world
     async with trio.open_nursery() as nursery:
-        await bench.run(nursery, alarm=True)
+        await bench.run(nursery)
         await bench.runtime.tell(booted())
         await trio.sleep(3600)
         nursery.cancel_scope.cancel()
@@ -456,7 +453,7 @@ async def test_an_idle_agent_wakes_for_its_polls_and_nothing_else(autojump_clock
 async def test_the_alarm_does_not_ask_in_a_busy_loop_for_what_the_disk_prevents(autojump_clock: MockClock) -> None:
     bench = Bench()
     async with trio.open_nursery() as nursery:
-        await bench.run(nursery, alarm=True)
+        await bench.run(nursery)
         await bench.runtime.tell(booted())
         await settle()
         bench.ledger.refuses = True

@@ -1,5 +1,6 @@
 """Stories of probes, of failing for too long, of going back, and of hosts that somebody else switched."""
 
+from state_machine.activation import way_back_waits_for_reboot
 from state_machine.events import Poked, ProbesDeclared, QuarantineCleared, SystemObserved, TargetPolicy
 from state_machine.schedule import next_wakeup
 from state_machine.system import SwitchOutcome
@@ -207,12 +208,16 @@ def test_a_rollback_that_a_reboot_must_complete_is_complete_then_even_if_it_was_
         sentence = f"{9 + attempt} RollbackFailed deferred (waits for a reboot: kernel):"
         story = story.then(
             (switched(now, 3 + attempt, waits, SwitchOutcome.DEFERRED), [sentence, "! rollback-failed"]),
+        )
+        assert way_back_waits_for_reboot(story.known)
+        story = story.then(
             (tick(now + 7200), [f"> roll back {4 + attempt} old"] if attempt < 4 else []),
         )
         now += 7210
     story.then((booted(5, view(NEW, profile=OLD, boot=2)), ["> probes"]))
     story.then((booted(5, view(OLD, profile=NEW, boot=2)), ["> probes"]))
-    story.then((booted(5, view(OLD, boot=2)), ["14 RollbackComplete to old", "> probes", "> probes"]))
+    end = story.then((booted(5, view(OLD, boot=2)), ["14 RollbackComplete to old", "> probes", "> probes"]))
+    assert not way_back_waits_for_reboot(end.known)
     story.then((observed(now, view(OLD)), ["14 RollbackComplete to old", "> probes"]))
 
 

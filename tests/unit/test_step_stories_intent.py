@@ -234,6 +234,21 @@ def test_a_clock_a_year_ahead_blocks_until_the_next_signature_and_not_for_ever()
     )
 
 
+def test_two_clocks_that_were_ahead_together_block_until_their_time_has_come_and_say_so() -> None:
+    """CI signed with a date an hour ahead, and a host whose clock was a day ahead found that stale."""
+    story = tell(
+        (booted(0), ["> probes"]),
+        (shown(1, R2, signed=3600, clock_off_s=86_400), ["! stale"]),
+        (shown(60, signed=50), ["! stale"]),
+    )
+    said = story.known.refusals[f"stale {R1}"].detail
+    assert said == "signed 10 s ago by a clock that has found it, or a newer one, stale before"
+    story.then(
+        (shown(3700, signed=3690), []),
+        (dispatched(3701), ["1 DispatchAck from old", "> realise 1 new"]),
+    )
+
+
 def test_the_operator_can_narrow_the_window_and_not_widen_it() -> None:
     stale = ["1 TargetRefused stale", "2 DispatchReject stale", "! stale"]
     for cap_s, signed, verdict in (
