@@ -11,7 +11,7 @@ from tests.simulation.report import player
 from tests.simulation.scenario import Scenario, draw
 
 AIMS: Final[Mapping[Depth, float]] = {Depth.CORE: 30, Depth.FULL: 3}
-RUNS: Final[Mapping[Depth, int]] = {Depth.CORE: 20, Depth.FULL: 2}
+RUNS: Final[Mapping[Depth, int]] = {Depth.CORE: 20, Depth.FULL: 6}
 """How many one measured part is made of, the same ones every time."""
 FAULTS_MIN: Final = 6
 

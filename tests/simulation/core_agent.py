@@ -6,7 +6,6 @@ that cannot be written holds durable events back, one that cannot be opened at s
 (`nixfleet_agent.ledger`), and each worker tells what its namesake in `nixfleet_agent.workers` would.
 """
 
-import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
@@ -52,7 +51,7 @@ from state_machine.events import (
 from state_machine.facts import Fact, RolloutFact
 from state_machine.schedule import next_wakeup
 from state_machine.state import GENESIS, Known, Session, State
-from state_machine.step import step
+from state_machine.step import exchange, step
 from state_machine.turn import Step
 from state_machine.values import Closure, OpId, ProbeMode, ProbeSpec, ProbeStatus, Reason, RolloutId, WallMs
 from tests.simulation.core_machine import Machine, Report
@@ -133,10 +132,16 @@ class Agent:
 
     def __init__(self, machine: Machine, ask: Callable[..., None]) -> None:
         self.machine, self.world, self.host, self.name = machine, machine.world, machine.host, machine.name
+        self._faults = self.world.faults(self.host)
         self._ask = ask
         self.dice = self.world.scenario.stream("agent", self.host)
         self.settings = Settings(
-            machine_id=self.name, poll_interval_s=600, heartbeat_interval_s=150, long_poll_wait_s=150
+            machine_id=self.name,
+            poll_interval_s=self.world.scenario.poll_s,
+            heartbeat_interval_s=150,
+            long_poll_wait_s=150,
+            switch_attempts=self.world.scenario.switch_attempts,
+            rollback_attempts=self.world.scenario.rollback_attempts,
         )
         self.journal = Journal(number=1)
         self.judge = RunJudge(who=self.name)
@@ -174,12 +179,16 @@ class Agent:
         self._alarm_at: int | None = None
         self._alarm_due: int | None = None
         self._alarm_wanted = False
+        self._planned_for: State | None = None
+        self._planned_off = 0
+        self._wakeup: int | None = None
         self._round = 0
         self._flaps = 0
         self._declared: tuple[ProbeSpec, ...] = PROBES
         self._fetching: set[OpId] = set()
         self._sending = False
         self._waiting_sends: list[DeliverFacts] = []
+        self._reviewed: frozenset[int] | None = None
 
     # --- life and death ---------------------------------------------------------------------------------------------
 
@@ -263,8 +272,10 @@ class Agent:
 
     def _in_life(self, life: int, call: Callable[..., None], args: tuple[Any, ...]) -> None:
         if life == self.life:
-            with contextlib.suppress(Died):
+            try:
                 call(*args)
+            except Died:
+                return
 
     def _alive_in(self, life: int) -> Callable[[], bool]:
         return lambda: self.life == life
@@ -274,8 +285,7 @@ class Agent:
             self.world.trace.note(self.world.now, self.name, text, weight)
 
     def _disk_is_bad(self) -> bool:
-        active = self.world.active
-        return active(Kill.DISK_FULL, self.host) is not None or active(Kill.DISK_READ_ONLY, self.host) is not None
+        return Kill.DISK_FULL in self._faults or Kill.DISK_READ_ONLY in self._faults
 
     # --- the reducer ------------------------------------------------------------------------------------------------
 
@@ -293,7 +303,6 @@ class Agent:
         if self._busy:
             return
         self._busy = True
-        before = self.state
         while self._inbox:
             events, self._inbox = self._inbox, []
             if self._held_back and self.world.now >= self._retry_at:
@@ -301,8 +310,6 @@ class Agent:
             if self._turn(events):
                 return  # a commit is under way; it goes on from there
         self._busy = False
-        if self.state is not before:
-            self._want_alarm()
 
     def _want_alarm(self) -> None:
         """The alarm is set before time goes on: only the last state of an instant counts."""
@@ -334,7 +341,7 @@ class Agent:
                 raise Died
             self._journal_refuses([item.event for item in worked])
             return False
-        slow = self.world.active(Kill.DISK_SLOW, self.host)
+        slow = self._faults.get(Kill.DISK_SLOW)
         if slow is not None:
             self._committing = worked
             self._later(slow.amount, self._slowly_committed, worked)
@@ -395,40 +402,50 @@ class Agent:
 
     def _act_on(self, worked: list[_Worked]) -> None:
         self.state = worked[-1].step.state
+        self._want_alarm()
         for item in worked:
             durable = item.step.durable
             if not durable or self.holds:
                 self._saw(item)
             for action in item.step.actions:
-                if durable:
+                if durable and self.traps:
                     self._trap(Kill.KILL_BEFORE_ACTION)
                 self._orders[type(action)](action)
-                if durable:
+                if durable and self.traps:
                     self._trap(Kill.KILL_AFTER_ACTION)
 
     def _go_on_without_journal(self, events: list[Event]) -> None:
         for event in events:
             taken = step(self.state, event)
-            if not taken.durable:
-                self._act_on([_Worked(before=self.state, event=event, step=taken)])
-            elif not isinstance(event, Tick | ProbeObserved) and len(self._held_back) < HELD_BACK_MAX:
-                self._held_back.append(event)
+            if taken.durable:
+                if not isinstance(event, Tick | ProbeObserved) and len(self._held_back) < HELD_BACK_MAX:
+                    self._held_back.append(event)
+                taken = exchange(self.state, event.at)
+            self._act_on([_Worked(before=self.state, event=event, step=taken)])
 
     def set_alarm(self) -> None:
         """Sleep until the next instant that the state names."""
         self._alarm_wanted = False
         if not self.alive or self._busy:
             return
-        wait_ms = next_wakeup(self.state, self.machine.moment())
-        if wait_ms is None:
+        wakeup = self._next_wakeup()
+        if wakeup is None:
             self._alarm_due = None
             return
-        if self._stuck:
-            wait_ms = max(wait_ms, 1000)
-        self._alarm_due = due = self.world.now + wait_ms
+        now = self.world.now
+        self._alarm_due = due = max(wakeup, now + 1000 if self._stuck else now)
         if self._alarm_at is None or due < self._alarm_at:
             self._alarm_at = due
-            self._later(wait_ms, self._alarm, due)
+            self._later(due - now, self._alarm, due)
+
+    def _next_wakeup(self) -> int | None:
+        """The instant in question; the same as before for as long as neither state nor wall clock have moved."""
+        off = self.machine.wall_off_ms()
+        if self.state is not self._planned_for or off != self._planned_off:
+            wait_ms = next_wakeup(self.state, self.machine.moment())
+            self._wakeup = None if wait_ms is None else self.world.now + wait_ms
+            self._planned_for, self._planned_off = self.state, off
+        return self._wakeup
 
     def _alarm(self, at: int) -> None:
         if at != self._alarm_at:
@@ -455,7 +472,8 @@ class Agent:
             if life != self.life:
                 return
             try:
-                self._trap(Kill.KILL_UNREAD)
+                if self.traps:
+                    self._trap(Kill.KILL_UNREAD)
                 then(answer)
             except Died:
                 pass
@@ -497,6 +515,7 @@ class Agent:
         if answer.status is Status.OK:
             at = self.machine.moment()
             if answer.snapshots:
+                self._review()
                 self.tell(SnapshotsReceived(at=at, snapshots=answer.snapshots))
             for rollout_id, from_seq in answer.replay:
                 self.tell(ReplayRequested(at=at, rollout_id=rollout_id, from_seq=from_seq))
@@ -505,6 +524,7 @@ class Agent:
     def _dispatched(self, answer: Answer) -> None:
         sent = answer.dispatch
         if answer.status is Status.OK and sent is not None:
+            self._review()
             self.tell(
                 DispatchReceived(
                     at=self.machine.moment(),
@@ -528,7 +548,18 @@ class Agent:
 
     # --- intent -----------------------------------------------------------------------------------------------------
 
+    def _review(self) -> None:
+        """`IntentWorker.review`: the trust file has changed, and what it no longer proves is refused."""
+        trusted = self.world.trusted(self.host)
+        if trusted is self._reviewed:
+            return
+        for seen in tuple(self.state.known.intents.values()):
+            if int(seen.intent.manifest_key_id.removeprefix("key")) not in trusted:
+                self.tell(self._no_intent(seen.intent.rollout_id, Reason.BAD_SIGNATURE, final=True))
+        self._reviewed = trusted
+
     def _shown_current(self, answer: Answer) -> None:
+        self._review()
         if answer.status is Status.OK and answer.shown is not None:
             self.tell(self._proved(answer.shown, answer.shown.rollout_id, asked=False))
         self._finish(Duty.INTENT, answer)
@@ -656,7 +687,7 @@ class Agent:
         self._fetching.discard(order.op)
         present = order.closure in self.machine.store
         untrusted = self.world.scenario.health(order.closure, self.host) is Health.UNTRUSTED
-        outage = self.world.active(Kill.CACHE_OUTAGE, self.host) is not None
+        outage = Kill.CACHE_OUTAGE in self._faults
         ok = present or not (untrusted or outage)
         if ok:
             self.machine.store.add(order.closure)
@@ -678,9 +709,12 @@ class Agent:
         life = self.life
 
         def ended(report: Report) -> None:
+            if (lost := self.world.active(Kill.SWITCH_UNANSWERED, self.host)) is not None:
+                return self.world.spend(lost)
             if life == self.life:
                 # After the reducer's turn, as a task of its own would.
                 self._later(1, self._switched, order.op, report)
+            return None
 
         self.machine.carry_out(
             f"{self.journal.number}-{order.op}",
@@ -715,7 +749,7 @@ class Agent:
     # --- probes -----------------------------------------------------------------------------------------------------
 
     def _health_checks(self) -> tuple[ProbeSpec, ...]:
-        return EDITED if self.world.active(Kill.PROBES_EDITED, self.host) is not None else PROBES
+        return EDITED if Kill.PROBES_EDITED in self._faults else PROBES
 
     def _restart_probes(self, _: RestartProbes) -> None:
         self._declared = self._health_checks()
@@ -728,7 +762,7 @@ class Agent:
     def _begin_round(self, number: int, tick: int) -> None:
         if number != self._round:
             return
-        hangs = self.world.active(Kill.PROBES_HANG, self.host) is not None
+        hangs = Kill.PROBES_HANG in self._faults
         takes = PROBE_DEADLINE_MS if hangs else 20 + int(self.dice.random() ** 4 * 5000)
         self._later(takes, self._end_round, number, tick, takes, hangs, self.machine.running)
 
@@ -755,10 +789,10 @@ class Agent:
         health = self.world.scenario.health(closure, self.host)
         well = spec is DISK or health in WELL
         self._flaps += 1
-        flap = self.world.active(Kill.PROBES_FLAP, self.host)
+        flap = self._faults.get(Kill.PROBES_FLAP)
         if flap is not None and self._flaps % flap.amount == 0:
             well = not well
-        if self.world.active(Kill.PROBES_LIE, self.host) is not None:
+        if Kill.PROBES_LIE in self._faults:
             well = not well
         return ProbeStatus.PASS if well else ProbeStatus.FAIL
 

@@ -29,30 +29,39 @@ class Ci:
         self.scenario = scenario
         self.key = 0
         self.published: Published | None = None
-        self._last_of: dict[int, Published] = {}
+        self._all_of: dict[int, list[Published]] = {}
         self._intents: dict[tuple[str, int], VerifiedIntent] = {}
 
     def sign(self, release: int, now: int) -> None:
         """Publish a release, or sign the current one anew."""
-        digest = f"{release}-{now}-{self.key}"
-        self.published = Published(
+        self.published = self.signed(release, now)
+        self._all_of.setdefault(release, []).append(self.published)
+
+    def signed(self, release: int, at_ms: int) -> Published:
+        """What it looks like, signed when CI's clock says so."""
+        digest = f"{release}-{at_ms}-{self.key}"
+        return Published(
             release=release,
-            signed_ms=now,
+            signed_ms=at_ms,
             key=self.key,
             rollout_id=self.scenario.rollout_id(release),
             digest=digest,
-            fleet=self.scenario.fleet(release, now),
-            manifest=self.scenario.manifest(release, now, digest),
+            fleet=self.scenario.fleet(release, at_ms),
+            manifest=self.scenario.manifest(release, at_ms, digest),
         )
-        self._last_of[release] = self.published
 
     def earlier(self, shown: Published, back: int) -> Published:
         """What was last published of the release so many before; the same if there is none."""
-        return self._last_of.get(shown.release - back, shown)
+        return self._all_of.get(shown.release - back, [shown])[-1]
+
+    def signed_before(self, shown: Published, back: int) -> Published:
+        """The signature of the same release so many before, or its first."""
+        ever = [known for known in self._all_of[shown.release] if known.signed_ms <= shown.signed_ms]
+        return ever[max(0, len(ever) - 1 - back)]
 
     def ever_published(self, rollout_id: RolloutId) -> bool:
         """There is a manifest of it."""
-        return any(known.rollout_id == rollout_id for known in self._last_of.values())
+        return any(known[-1].rollout_id == rollout_id for known in self._all_of.values())
 
     def intent(self, shown: Published, host: int) -> VerifiedIntent:
         """What the evidence layer makes of it for a host, given that the signatures prove."""

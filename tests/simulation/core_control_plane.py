@@ -30,6 +30,7 @@ from tests.simulation.core_ci import Ci, Published
 from tests.simulation.core_machine import Scheduler
 from tests.simulation.core_network import OK, UNREACHABLE, Answer, Asked, Reply, Shown, Status
 from tests.simulation.faults import SECOND, FaultKind
+from tests.simulation.plan_judge import PlanJudge
 from tests.simulation.scenario import CHANNEL, EPOCH
 from tests.simulation.trace import Weight
 
@@ -107,6 +108,7 @@ class ControlPlane:
         self.world, self.ci = world, ci
         self.dice = world.scenario.stream("control-plane")
         self.db = Database()
+        self.plans = PlanJudge()
         self.up = False
         self.life = 0
         self._hosts = [world.scenario.name(host) for host in range(world.scenario.hosts)]
@@ -120,6 +122,7 @@ class ControlPlane:
         self._handed: dict[Key, _HandedOut] = {}
         self._planning = False
         self._held: Plan | None = None
+        self._asked_for = 0
 
     # --- life -------------------------------------------------------------------------------------------------------
 
@@ -223,7 +226,7 @@ class ControlPlane:
     def _intent(self, host: int, rollout_id: RolloutId | None) -> Answer:
         shelf = self._shelf
         assert shelf is not None
-        served = self._confused(shelf)
+        served = self._shown(self._confused(shelf))
         if rollout_id is not None and not self.ci.ever_published(rollout_id):
             return Answer(status=Status.MISSING)
         # Of another rollout than the current one there is the manifest, anchored to a fleet that is not served: the
@@ -239,6 +242,16 @@ class ControlPlane:
     def _confused(self, shelf: Published) -> Published:
         confused = self.world.fleet_active(FaultKind.CP_CONFUSED)
         return shelf if confused is None else self.ci.earlier(shelf, confused.amount)
+
+    def _shown(self, served: Published) -> Published:
+        """What it passes on in its place: an older signature, or one of a clock that is ahead."""
+        active = self.world.fleet_active
+        if (stale := active(FaultKind.CP_STALE)) is not None:
+            self._asked_for += 1
+            return self.ci.signed_before(served, stale.amount) if self._asked_for % 2 else served
+        if (ahead := active(FaultKind.CI_CLOCK)) is not None:
+            return self.ci.signed(served.release, served.signed_ms + ahead.amount * SECOND)
+        return served
 
     # --- facts ------------------------------------------------------------------------------------------------------
 
@@ -339,6 +352,7 @@ class ControlPlane:
             mirror = self.db.mirrors.get((row.rollout_id, row.hostname))
             if mirror is not None and mirror.dispatched_at is None and row.kind is DispatchKind.DISPATCH:
                 self.db.put(attrs.evolve(mirror, dispatched_at=self._wall()))
+        self.plans.handed_out(self.world.now, row, self.db.rollouts.get(row.rollout_id))
         times = self._handed[key].times + 1 if key in self._handed else 1
         pause = min(REDELIVERY_MS * 2 ** (times - 1), REDELIVERY_MAX_MS)
         self._handed[key] = _HandedOut(times=times, again_at=self.world.now + pause)
@@ -350,6 +364,9 @@ class ControlPlane:
         shelf = self._shelf
         if shelf is None or row.kind is not DispatchKind.DISPATCH:
             return row
+        if self.world.fleet_active(FaultKind.CP_MIXED_UP) is not None:
+            another = (host + 1) % self.world.scenario.hosts
+            return attrs.evolve(row, target_closure=self.world.scenario.closure(shelf.release, another))
         served = self._confused(shelf)
         if served is shelf:
             return row
@@ -465,7 +482,9 @@ class ControlPlane:
             for row in self.db.queued.values()
             if row.kind is DispatchKind.DISPATCH and row.sent_at is not None
         )
-        made = plan(attrs.evolve(given, outstanding=out))
+        given = attrs.evolve(given, outstanding=out)
+        made = plan(given)
+        self.plans.planned(self.world.now, given, made)
         if self.world.trace.on and (self._held is None or self._held.held != made.held):
             for held in made.held:
                 self._note(f"{held.host} is held by {held.gate}: {held.why}")

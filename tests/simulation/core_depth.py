@@ -7,7 +7,7 @@ that the scenario does not name.
 
 import gc
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import attrs
@@ -30,7 +30,12 @@ AT_ONCE_MAX: Final = 5_000
 """So many things in one millisecond are a busy loop."""
 SHADOW_MS: Final = 30 * SECOND
 """For coverage, a fault without length counts as active for so long."""
-LINGERING: Final = TRAPS | {FaultKind.POWER_CUT_IN_SWITCH}
+LINGERING: Final = TRAPS | {
+    FaultKind.POWER_CUT_IN_SWITCH,
+    FaultKind.SWITCH_UNANSWERED,
+    FaultKind.SWITCH_UNDONE,
+    FaultKind.WISH_IN_SWITCH,
+}
 """Faults that wait for their occasion until the window closes."""
 
 K = FaultKind
@@ -75,6 +80,7 @@ class World:
         machine = Machine(self, host, power_lost=lambda: agent.kill("no power", None), started=lambda: agent.start())
         agent = Agent(machine, network.ask)
         machine.on_restart_by_switch = lambda: agent.kill("restarted by the switch")
+        machine.on_wish = self.control_plane.ask_back
         agent.on_fact = lambda fact: self._on_fact(agent, fact)
         if self._coverage is not None:
             coverage = self._coverage
@@ -100,9 +106,9 @@ class World:
         """A fault that the host suffers from now."""
         return self._active[host].get(kind)
 
-    def suffers(self, host: int) -> bool:
-        """Any fault is active at the host now."""
-        return bool(self._active[host])
+    def faults(self, host: int) -> Mapping[FaultKind, Fault]:
+        """All that the host suffers from: one mapping, which keeps up with the run."""
+        return self._active[host]
 
     def fleet_active(self, kind: FaultKind) -> Fault | None:
         """A fault that the control plane suffers from now."""
@@ -165,7 +171,7 @@ class World:
             self._check()
 
     def _sign_again(self) -> None:
-        if self.ci.published is not None:
+        if self.ci.published is not None and self.fleet_active(K.CI_SILENT) is None:
             self.ci.sign(self.ci.published.release, self.now)
         self.after(self.scenario.resign_s * SECOND, self._sign_again)
 
@@ -206,6 +212,8 @@ class World:
                 judge.ended(self.now, replay=agent.host == self.scenario.seed % self.scenario.hosts)
                 for finding in judge.findings:
                     self._find(finding)
+        for finding in self.control_plane.plans.findings:
+            self._find(finding)
         return Outcome(
             scenario=self.scenario,
             findings=tuple(self.findings),
@@ -303,9 +311,9 @@ class World:
             case K.LOST_STATE:
                 agent.lose_state()
             case K.CLOCK_STEP:
-                machine.clock_off_ms = fault.amount * SECOND
+                machine.step_clock(fault.amount * SECOND)
             case K.CLOCK_DRIFT:
-                machine.drift_from = (self.now, fault.amount)
+                machine.let_clock_drift(fault.amount)
             case K.PROBES_EDITED:
                 agent.reload_health_checks()
             case K.HOST_REVOKED:
@@ -342,9 +350,9 @@ class World:
         agent = self.agents[fault.host]
         match fault.kind:
             case K.CLOCK_STEP:
-                agent.machine.clock_off_ms = 0
+                agent.machine.step_clock(0)
             case K.CLOCK_DRIFT:
-                agent.machine.drift_from = None
+                agent.machine.let_clock_drift(0)
             case K.PROBES_EDITED:
                 agent.reload_health_checks()
             case K.HOST_REVOKED:
@@ -373,7 +381,8 @@ class World:
         for host, agent in enumerate(self.agents):
             agent.traps.clear()
             self._active[host].clear()
-            agent.machine.clock_off_ms, agent.machine.drift_from = 0, None
+            agent.machine.step_clock(0)
+            agent.machine.let_clock_drift(0)
             agent.machine.end_orphan()
             self.after(MINUTE + int(self._dice.random() * MINUTE), self._reboot_if_deferred, agent)
 

@@ -5,7 +5,7 @@ is given again, a switch is picked up by the next agent, and a reboot takes it a
 (profile, boot loader, running system) is NixOS's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, Protocol
 
 import attrs
@@ -41,8 +41,8 @@ class Scheduler(Protocol):
         """A fault that the host suffers from now."""
         ...
 
-    def suffers(self, host: int) -> bool:
-        """Any fault is active at the host now."""
+    def faults(self, host: int) -> Mapping[FaultKind, Fault]:
+        """All that the host suffers from: one mapping, which keeps up with the run."""
         ...
 
     def fleet_active(self, kind: FaultKind) -> Fault | None:
@@ -108,11 +108,14 @@ class Machine:
         self.boots = 1
         self.booted_ms = -BOOT_MS
         self.up = True
-        self.clock_off_ms = 0.0
-        self.drift_from: tuple[int, int] | None = None
+        self._off_ms = 0
+        self._drift_from: tuple[int, int] | None = None
+        self._moment: Moment | None = None
+        self._read_ms = 0
         self.jobs: dict[str, Job] = {}
         self.unit: _Unit | None = None
         self.on_restart_by_switch: Callable[[], None] = lambda: None
+        self.on_wish: Callable[[], None] = lambda: None
         self._restarts: dict[Closure, bool] = {}
 
     # --- what is seen -----------------------------------------------------------------------------------------------
@@ -120,11 +123,25 @@ class Machine:
     def moment(self) -> Moment:
         """Both clocks now."""
         now = self.world.now
-        off = self.clock_off_ms
-        if self.drift_from is not None:
-            since, rate = self.drift_from
-            off += (now - since) * rate / 1000
-        return Moment(wall_ms=WallMs(EPOCH + now + int(off)), mono_ms=now - self.booted_ms)
+        if self._moment is None or now != self._read_ms:
+            self._moment = Moment(wall_ms=WallMs(EPOCH + now + self.wall_off_ms()), mono_ms=now - self.booted_ms)
+            self._read_ms = now
+        return self._moment
+
+    def wall_off_ms(self) -> int:
+        """How far the wall clock is ahead of the truth."""
+        if self._drift_from is None:
+            return self._off_ms
+        since, rate = self._drift_from
+        return int(self._off_ms + (self.world.now - since) * rate / 1000)
+
+    def step_clock(self, off_ms: int) -> None:
+        """From now on the wall clock is so far ahead of the truth, drift aside."""
+        self._off_ms, self._moment = off_ms, None
+
+    def let_clock_drift(self, rate: int) -> None:
+        """From now on the wall clock gains so many milliseconds a second. 0: it is right again, steps aside."""
+        self._drift_from, self._moment = (self.world.now, rate) if rate else None, None
 
     def view(self) -> SystemView:
         """The three links and the boot id."""
@@ -151,7 +168,7 @@ class Machine:
     def _boot(self, into: Closure | None) -> None:
         self.up = True
         self.boots += 1
-        self.booted_ms = self.world.now - BOOT_MS
+        self.booted_ms, self._moment = self.world.now - BOOT_MS, None
         self.running = self.booted = into or self.loader
         self.note(f"booted {self.running}")
         self._started()
@@ -224,6 +241,9 @@ class Machine:
         if (fault := self.world.active(FaultKind.POWER_CUT_IN_SWITCH, self.host)) is not None:
             self.world.spend(fault)
             self.world.after(fault.amount * SECOND, self._cut, unit)
+        if (fault := self.world.active(FaultKind.WISH_IN_SWITCH, self.host)) is not None:
+            self.world.spend(fault)
+            self.world.after(fault.amount * SECOND, self.on_wish)
         if component:
             self.world.after(SECOND, self._boot_set, unit)
         else:
@@ -315,4 +335,9 @@ class Machine:
 
     def _tell(self, job: Job, report: Report, tell: Answer) -> None:
         job.report = report
+        undone = self.world.active(FaultKind.SWITCH_UNDONE, self.host)
+        if undone is not None and report.outcome is SwitchOutcome.SWITCHED and len(self.generations) > 1:
+            self.world.spend(undone)
+            self.on_restart_by_switch()
+            self.switch_by_hand(self.generations[-2])
         tell(report)

@@ -93,23 +93,26 @@ class Network:
     """Carries messages. The dice of each host are its own."""
 
     def __init__(self, world: Scheduler, peer: Peer) -> None:
-        self._world, self._peer = world, peer
-        self._dice = [world.scenario.stream("network", host) for host in range(world.scenario.hosts)]
+        self.world, self._peer = world, peer
+        hosts = range(world.scenario.hosts)
+        self._dice = [world.scenario.stream("network", host) for host in hosts]
+        self._faults = [world.faults(host) for host in hosts]
 
     def ask(self, host: int, asked: Asked, timeout_ms: int, then: Reply) -> None:
         """Send a request; `then` gets its one answer."""
-        world = self._world
+        world = self.world
         exchange = _Exchange(network=self, host=host, asked=asked, deadline=world.now + timeout_ms, then=then)
-        if world.suffers(host):
+        if self._faults[host]:
             self._ask_badly(exchange)
         else:
             world.after(2 + int(self._dice[host].random() * 40), exchange.arrive)
 
     def _ask_badly(self, exchange: "_Exchange") -> None:
-        host, world = exchange.host, self._world
-        if world.active(FaultKind.REFUSED, host) is not None:
+        host, world = exchange.host, self.world
+        faults = self._faults[host]
+        if FaultKind.REFUSED in faults:
             return world.after(3, exchange.end, UNREACHABLE)
-        if world.active(FaultKind.PARTITION, host) is not None:
+        if FaultKind.PARTITION in faults:
             return world.after(CONNECT_MS, exchange.end, UNREACHABLE)
         if self._chance(FaultKind.LOSS_UP, host):
             return exchange.fail_at_deadline()
@@ -118,15 +121,15 @@ class Network:
         return world.after(self.latency(host), exchange.arrive)
 
     def _chance(self, kind: FaultKind, host: int) -> bool:
-        fault = self._world.active(kind, host)
+        fault = self._faults[host].get(kind)
         return fault is not None and self._dice[host].random() * fault.amount < 1
 
     def latency(self, host: int) -> int:
         """How long one message takes now, in ms."""
-        dice, world = self._dice[host], self._world
+        dice, faults = self._dice[host], self._faults[host]
         takes = 2 + int(dice.random() * 40)
-        if world.suffers(host):
-            if (delay := world.active(FaultKind.DELAY, host)) is not None:
+        if faults:
+            if (delay := faults.get(FaultKind.DELAY)) is not None:
                 takes += int(dice.random() * delay.amount)
             if self._chance(FaultKind.REORDER, host):
                 takes += int(dice.random() * 8 * SECOND)
@@ -134,26 +137,19 @@ class Network:
 
     def is_lost_down(self, host: int) -> bool:
         """An answer sent now never arrives."""
-        active = self._world.active
-        return self._world.suffers(host) and (
-            active(FaultKind.PARTITION, host) is not None
-            or active(FaultKind.HALF_OPEN, host) is not None
-            or self._chance(FaultKind.LOSS_DOWN, host)
+        faults = self._faults[host]
+        return bool(faults) and (
+            FaultKind.PARTITION in faults or FaultKind.HALF_OPEN in faults or self._chance(FaultKind.LOSS_DOWN, host)
         )
 
     def arrive(self, exchange: "_Exchange", reply: Reply) -> None:
         """The request is there, unless there is nobody, or the cable is cut by now."""
-        world, host = self._world, exchange.host
-        if world.suffers(host) and world.active(FaultKind.PARTITION, host) is not None:
+        host = exchange.host
+        if FaultKind.PARTITION in self._faults[host]:
             return exchange.fail_at_deadline()
         if not self._peer.up:
-            return world.after(3, exchange.end, UNREACHABLE)
+            return self.world.after(3, exchange.end, UNREACHABLE)
         return self._peer.receive(host, exchange.asked, reply)
-
-    @property
-    def world(self) -> Scheduler:
-        """Where time is."""
-        return self._world
 
 
 @attrs.define(kw_only=True, eq=False)

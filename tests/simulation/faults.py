@@ -60,6 +60,8 @@ class FaultKind(enum.StrEnum):
     SWITCH_LIES = "switch-lies"
     SWITCH_HANGS = "switch-hangs"
     SWITCH_LOCKED = "switch-locked"
+    SWITCH_UNANSWERED = "switch-unanswered"
+    SWITCH_UNDONE = "switch-undone"
     PROBES_FLAP = "probes-flap"
     PROBES_HANG = "probes-hang"
     PROBES_LIE = "probes-lie"
@@ -78,12 +80,17 @@ class FaultKind(enum.StrEnum):
     OPERATOR_OLD_BOOT = "operator-old-boot"
     OPERATOR_CLEAR = "operator-clear"
     OPERATOR_POKE = "operator-poke"
+    WISH_IN_SWITCH = "wish-in-switch"
     # The control plane and CI.
     CP_CRASH = "cp-crash"
     CP_WIPE = "cp-wipe"
     CP_RESTORE = "cp-restore"
     CP_BUSY = "cp-busy"
     CP_CONFUSED = "cp-confused"
+    CP_MIXED_UP = "cp-mixed-up"
+    CP_STALE = "cp-stale"
+    CI_CLOCK = "ci-clock"
+    CI_SILENT = "ci-silent"
     ROLLBACK_WISH = "rollback-wish"
     HOST_REVOKED = "host-revoked"
     KEY_ROTATION = "key-rotation"
@@ -100,11 +107,14 @@ class Row:
     scope: Scope = Scope.HOST
     lasts_ms: tuple[int, int] = (0, 0)
     amount: tuple[int, int] = (0, 0)
+    by_size: bool = False
+    """Small amounts come as often as great ones."""
     depths: frozenset[Depth] = frozenset(Depth)
 
 
 _BRIEF: Final = (5 * SECOND, 2 * MINUTE)
 _WHILE: Final = (30 * SECOND, 12 * MINUTE)
+_CORE: Final = frozenset({Depth.CORE})
 
 K = FaultKind
 FAULTS: Final[Mapping[FaultKind, Row]] = {
@@ -122,7 +132,10 @@ FAULTS: Final[Mapping[FaultKind, Row]] = {
     K.DISK_READ_ONLY: Row(says="the state directory cannot be written; a start goes on without it", lasts_ms=_WHILE),
     K.DISK_SLOW: Row(says="each commit takes `amount` milliseconds", lasts_ms=_WHILE, amount=(100, 8000)),
     K.CLOCK_STEP: Row(
-        says="the wall clock is `amount` seconds off, then right again", lasts_ms=_WHILE, amount=(-7 * 86400, 7 * 86400)
+        says="the wall clock is `amount` seconds off, then right again",
+        lasts_ms=_WHILE,
+        amount=(-7 * 86400, 7 * 86400),
+        by_size=True,
     ),
     K.CLOCK_DRIFT: Row(says="the wall clock gains `amount` ms each second", lasts_ms=_WHILE, amount=(-400, 400)),
     K.CACHE_OUTAGE: Row(says="no closure can be fetched", lasts_ms=_WHILE),
@@ -131,6 +144,11 @@ FAULTS: Final[Mapping[FaultKind, Row]] = {
     K.SWITCH_LIES: Row(says="switches exit with 0 and change only the profile", lasts_ms=_WHILE),
     K.SWITCH_HANGS: Row(says="switches do not end", lasts_ms=_WHILE),
     K.SWITCH_LOCKED: Row(says="somebody else holds the switch lock", lasts_ms=_WHILE),
+    K.SWITCH_UNANSWERED: Row(says="whoever watches the next switch never says how it ended", depths=_CORE),
+    K.SWITCH_UNDONE: Row(
+        says="the agent dies as the next switch succeeds, and before it is back somebody has undone it by hand",
+        depths=_CORE,
+    ),
     K.PROBES_FLAP: Row(says="every `amount`th result of a probe is the opposite", lasts_ms=_WHILE, amount=(2, 4)),
     K.PROBES_HANG: Row(says="probes do not end before their deadline, which is a failure", lasts_ms=_WHILE),
     K.PROBES_LIE: Row(says="probes say the opposite of what is", lasts_ms=_BRIEF),
@@ -152,6 +170,11 @@ FAULTS: Final[Mapping[FaultKind, Row]] = {
     K.OPERATOR_OLD_BOOT: Row(says="somebody reboots into an older generation", amount=(10, 120)),
     K.OPERATOR_CLEAR: Row(says="somebody clears the quarantine"),
     K.OPERATOR_POKE: Row(says="somebody pokes the agent"),
+    K.WISH_IN_SWITCH: Row(
+        says="an operator asks the rollout back `amount` seconds into the host's next switch",
+        amount=(0, 3),
+        depths=_CORE,
+    ),
     K.CP_CRASH: Row(says="the control plane dies and comes back", scope=Scope.FLEET, lasts_ms=(SECOND, 8 * MINUTE)),
     K.CP_WIPE: Row(
         says="the control plane dies and comes back with an empty database", scope=Scope.FLEET, lasts_ms=_BRIEF
@@ -173,6 +196,29 @@ FAULTS: Final[Mapping[FaultKind, Row]] = {
         scope=Scope.FLEET,
         lasts_ms=_WHILE,
         amount=(1, 2),
+    ),
+    K.CP_MIXED_UP: Row(
+        says="the control plane's dispatches name the target of the next host",
+        scope=Scope.FLEET,
+        lasts_ms=_WHILE,
+        depths=_CORE,
+    ),
+    K.CP_STALE: Row(
+        says="the control plane serves, every other time, what was signed `amount` signatures ago",
+        scope=Scope.FLEET,
+        lasts_ms=_WHILE,
+        amount=(1, 3),
+        depths=_CORE,
+    ),
+    K.CI_CLOCK: Row(
+        says="CI's clock is `amount` seconds ahead, and the control plane passes on what it signs without a look",
+        scope=Scope.FLEET,
+        lasts_ms=_WHILE,
+        amount=(90, 86400),
+        depths=_CORE,
+    ),
+    K.CI_SILENT: Row(
+        says="CI signs nothing anew", scope=Scope.FLEET, lasts_ms=(10 * MINUTE, 40 * MINUTE), depths=_CORE
     ),
     K.ROLLBACK_WISH: Row(says="an operator asks the whole current rollout back", scope=Scope.FLEET),
     K.HOST_REVOKED: Row(says="the host's certificate is revoked; it is let in again afterwards", lasts_ms=_WHILE),

@@ -36,7 +36,7 @@ from nixfleet_agent.ledger import JOURNAL_NAME
 from nixfleet_agent.probes.kinds import HttpProbe
 from nixfleet_agent.probes.reading import PASSED, Outcome, failed
 from nixfleet_agent.surroundings import Surroundings
-from state_machine.events import Booted
+from state_machine.events import Booted, Duty
 from state_machine.facts import RolloutFact
 from state_machine.passages import Passage
 from state_machine.state import Known
@@ -48,7 +48,7 @@ from tests.simulation.full_machine import Machine
 from tests.simulation.full_network import Network
 from tests.simulation.full_world import leaves
 from tests.simulation.judge import RunJudge
-from tests.simulation.scenario import EPOCH, Health
+from tests.simulation.scenario import EPOCH, Health, Scenario
 from tests.simulation.trace import Weight
 
 assert control_plane.server  # imported before the daemon, which has no use for AnyIO and keeps others from it
@@ -56,6 +56,9 @@ assert control_plane.server  # imported before the daemon, which has no use for 
 RESTART_S: Final = 1.0
 """systemd's pause before it starts an agent that ended."""
 PROBE_S: Final = (0.01, 0.4)
+ENROLS: Final = 0.3
+"""The share of hosts that begin without a certificate."""
+ASKS_FOR_S: Final = 10.0
 SIGTERM: Final = 15
 SIGHUP: Final = 1
 PROBES: Final = {"service": "enforce", "disk": "observe"}
@@ -82,6 +85,8 @@ class Life:
     judge: RunJudge
     known: Known = Known()
     crashes: Counter[str] = attrs.field(factory=Counter)
+    handle: Handler | None = None
+    """Answers what is asked at the control socket."""
 
 
 @functools.cache
@@ -125,6 +130,7 @@ class Agent:
         self._prober = Prober(machine)
         self.state_dir = machine.root / "state"
         self.key = host_key(self.world.scenario.seed, self.host)
+        self.enrols = enrols(self.world.scenario, self.host)
         self.trusts = 0
         """The generation of CI's key that its trust file is of."""
         self.config = self._configured()
@@ -151,7 +157,8 @@ class Agent:
         self.key.write_openssh(root / "host_key")
         self.learn_trust(0)
         self.write_probes(PROBES)
-        self.give_certificate(None)
+        if not self.enrols:
+            self.give_certificate(None)
         self.state_dir.mkdir(mode=0o700)
         paths = self.machine.paths
         texts = {
@@ -161,6 +168,7 @@ class Agent:
             "heartbeat_interval": "170",
             "trust_file": str(root / "trust.json"),
             "client_cert": str(root / "client.pem"),
+            "bootstrap_token_file": str(root / "token.json"),
             "state_dir": str(self.state_dir),
             "ssh_host_key_file": str(root / "host_key"),
             "health_checks_config": str(root / "health-checks.json"),
@@ -200,17 +208,39 @@ class Agent:
         issued = self._peer.issuer.issue(csr, self.name, at, not_before_floor=not_before)
         replace(self.machine.root / "client.pem", issued.pem.encode())
 
+    async def give_token(self, after_s: float) -> None:
+        """Somebody has a token minted for this host, and puts it here later; its nonce may not be in force by then."""
+        token = await self._publisher.admit(self.name, self.key.public)
+        await self.world.sleep(after_s)
+        replace(self.machine.root / "token.json", token)
+        self.note("is given a token")
+
+    @property
+    def enrolled(self) -> bool:
+        """It has a certificate."""
+        return (self.machine.root / "client.pem").exists()
+
+    async def spent_its_token(self) -> bool:
+        """What it says of its enrolment: the token was used, and nothing came of it."""
+        life = self.life
+        if life is None or life.handle is None or not life.alive:
+            return False
+        with trio.move_on_after(ASKS_FOR_S):  # it may end before it has begun
+            said = await life.handle({"do": "status"})
+            return "HTTP 409" in said["contact"]["causes"].get(Duty.RENEWAL.value, "")
+        return False
+
     # --- its lives --------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Be started again and again, as a service manager does, while the host is up."""
-        await trio.sleep(self.dice.uniform(0, 5))
+        await self.world.sleep(self.dice.uniform(0, 5))
         while True:
             while not (self.machine.up and self._wanted):
                 await self._changed.wait()
             self._pause_s = RESTART_S
             await self._one_life()
-            await trio.sleep(self._pause_s)
+            await self.world.sleep(self._pause_s)
 
     def _change(self) -> None:
         changed, self._changed = self._changed, trio.Event()
@@ -305,7 +335,7 @@ class Agent:
         self._wanted = False
         self.stop()
         while self.life is not None:
-            await trio.sleep(0.1)
+            await self.world.sleep(0.1)
         shutil.rmtree(self.state_dir)
         self.state_dir.mkdir(mode=0o700)
         self.machine.lose_records()
@@ -390,7 +420,7 @@ class Agent:
         await trio.lowlevel.checkpoint()
         commits = getattr(work, "__name__", "") == "append"
         if commits and (slow := self.world.active(FaultKind.DISK_SLOW, self.host)) is not None:
-            await trio.sleep(slow.amount / 1000)
+            await self.world.sleep(slow.amount / 1000)
         if commits and self._strikes(FaultKind.KILL_BEFORE_COMMIT):
             raise Dead
         with self._disk():
@@ -407,7 +437,7 @@ class Agent:
         return self._network.transport(_Caller(agent=self, life=life), pem)
 
     async def _serve_control(self, life: Life, _: Path, handle: Handler, crashes: Counter[str]) -> None:
-        life.crashes = crashes
+        life.crashes, life.handle = crashes, handle
         async for request in life.asked:
             answer = await handle(request)
             self.note(f"asked to {request['do']}: {answer}")
@@ -481,7 +511,7 @@ class Prober:
     async def run(self, probe: HttpProbe) -> Outcome:
         """One measurement."""
         machine, world = self.machine, self.machine.world
-        await trio.sleep(machine.dice.uniform(*PROBE_S))
+        await world.sleep(machine.dice.uniform(*PROBE_S))
         if world.active(FaultKind.PROBES_HANG, machine.host) is not None:
             await trio.sleep_forever()
         sick = probe.name == "service" and world.scenario.health(machine.running, machine.host) is Health.SICK
@@ -492,6 +522,11 @@ class Prober:
         if world.active(FaultKind.PROBES_LIE, machine.host) is not None:
             sick = not sick
         return failed("connection refused") if sick else PASSED
+
+
+def enrols(scenario: Scenario, host: int) -> bool:
+    """The host begins without a certificate, and has to enrol with a token."""
+    return scenario.stream("enrolment", host).random() < ENROLS
 
 
 def host_key(seed: int, host: int) -> HostKey:

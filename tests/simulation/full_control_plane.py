@@ -23,9 +23,10 @@ from control_plane.server import ControlPlane, assembled, start_background
 from control_plane.surroundings import Surroundings
 from evidence.canonical import canonicalize, digest
 from evidence.documents import encode as encode_document
-from evidence.host_key import HostKey
+from evidence.host_key import HostKey, fingerprint
+from evidence.tokens import TOKEN_VERSION, TokenClaims, nonce_entry
 from nixfleet.keys import certificates
-from state_machine.intent import Meta, Revocation, Revocations
+from state_machine.intent import BootstrapNonce, BootstrapNonces, Meta, Revocation, Revocations
 from state_machine.lifecycle import HostRollout
 from state_machine.values import HostName, WallMs
 from tests.simulation.faults import DAY, FaultKind
@@ -87,7 +88,9 @@ class Publisher:
         self.directory = world.root / "artifacts"
         (self.directory / "rollouts").mkdir(parents=True)
         self.archive: dict[int, tuple[Signed, Signed]] = {}
+        self._org_root = key_of(world.scenario.seed, "org root")
         self._revoked: dict[HostName, WallMs] = {}
+        self._nonces: list[BootstrapNonce] = []
         self._turn = trio.Lock()
 
     async def run(self) -> None:
@@ -104,7 +107,7 @@ class Publisher:
         while True:
             with trio.CancelScope(shield=True):
                 await self.sign(release)
-            await trio.sleep(self._world.scenario.resign_s)
+            await self._world.sleep(self._world.scenario.resign_s)
 
     async def sign(self, release: int) -> None:
         """Put out the release, signed now."""
@@ -119,12 +122,35 @@ class Publisher:
     async def revoke(self, host: HostName) -> WallMs:
         """Take back what the host was issued before now; that instant."""
         self._revoked[host] = at = WallMs(EPOCH + self._world.now)
-        entries = tuple(Revocation(hostname=name, not_before=since) for name, since in self._revoked.items())
-        meta = Meta(schema_version=1, signed_at=at)
-        document = Revocations(schema_version=1, revocations=entries, meta=meta)
-        async with self._turn:
-            await self._put("revocations.json", self._signed(encode_document(document)))
+        await self._put_lists()
         return at
+
+    async def admit(self, host: HostName, public: bytes) -> bytes:
+        """Mint a token for the host with that key, and put its nonce on the list; the text of the token."""
+        at, number = WallMs(EPOCH + self._world.now), len(self._nonces)
+        claims = TokenClaims(
+            hostname=host,
+            expected_pubkey_fingerprint=fingerprint(public),
+            issued_at=at,
+            expires_at=WallMs(at + DAY),
+            nonce=key_of(self._world.scenario.seed, "nonce", number).seed.hex()[:32],
+        )
+        self._nonces.append(nonce_entry(claims))
+        await self._put_lists()
+        document = encode_document(claims)
+        signature = base64.b64encode(self._org_root.sign(canonicalize(document))).decode()
+        return json.dumps({"version": TOKEN_VERSION, "claims": document, "signature": signature}).encode()
+
+    async def _put_lists(self) -> None:
+        meta = Meta(schema_version=1, signed_at=WallMs(EPOCH + self._world.now))
+        revoked = tuple(Revocation(hostname=name, not_before=since) for name, since in self._revoked.items())
+        lists = {
+            "revocations.json": Revocations(schema_version=1, revocations=revoked, meta=meta),
+            "bootstrap-nonces.json": BootstrapNonces(schema_version=1, bootstrap_nonces=tuple(self._nonces), meta=meta),
+        }
+        async with self._turn:
+            for name, document in lists.items():
+                await self._put(name, self._signed(encode_document(document)))
 
     def revoked_at(self, host: HostName) -> WallMs | None:
         """The instant before which the host's certificates are no good."""
@@ -134,12 +160,14 @@ class Publisher:
         """Sign with a new key from now on. The control plane learns of it first."""
         self.keys.append(key_of(self._world.scenario.seed, CI, len(self.keys)))
         await self.sign(max(self.archive, default=0))
+        await self._put_lists()
 
     def trust(self, generation: int | None = None) -> bytes:
         """`trust.json` as of that generation of the key, by default the newest."""
         keys = self.keys if generation is None else self.keys[: generation + 1]
         slot = {"current": _declared(keys[-1])} | ({"previous": _declared(keys[-2])} if len(keys) > 1 else {})
-        return json.dumps({"schemaVersion": 1, "ciReleaseKey": slot}).encode()
+        org_root = {"current": _declared(self._org_root)}
+        return json.dumps({"schemaVersion": 1, "ciReleaseKey": slot, "orgRootKey": org_root}).encode()
 
     def _signed(self, document: JsonObject) -> Signed:
         data = canonicalize(document)
@@ -147,7 +175,7 @@ class Publisher:
 
     async def _put(self, name: str, signed: Signed) -> None:
         replace(self.directory / f"{name}.sig", signed.signature)
-        await trio.sleep(0.01)
+        await self._world.sleep(0.01)
         replace(self.directory / name, signed.data)
 
 

@@ -1,6 +1,6 @@
 """Play a scenario with the real programs: every agent with its journal on disk, and the whole control plane.
 
-All of it runs in one process on Trio's mock clock, in an order that the seed decides: files on a memory disk, HTTP in
+All of it runs in one process on a clock that jumps, in an order that the seed decides: files on a memory disk, HTTP in
 memory, no threads. The product has no code for this beyond what any platform needs (`nixfleet_agent.surroundings`,
 `control_plane.surroundings`). A scenario plays the same byte for byte, whatever the machine or the hash seed.
 """
@@ -16,14 +16,15 @@ from typing import Final
 
 import trio
 from trio._core import _run as trio_run
-from trio.testing import MockClock
 
-from state_machine.facts import ActivationDeferred, RolloutFact
+from nixfleet_agent.status import reboot_required
+from state_machine.facts import ActivationDeferred, RollbackFailed, RolloutFact
 from state_machine.values import Closure, Phase
 from tests.simulation.core_depth import CHECK_EVERY_MS, SHADOW_MS, Outcome
 from tests.simulation.coverage import Coverage
 from tests.simulation.faults import FAULTS, MINUTE, SECOND, Depth, Fault, FaultKind
 from tests.simulation.full_agent import EDITED, PROBES, Agent, host_key
+from tests.simulation.full_clock import JumpingClock
 from tests.simulation.full_control_plane import Peer, Publisher
 from tests.simulation.full_evidence import check_evidence
 from tests.simulation.full_machine import Machine, make_templates
@@ -35,8 +36,8 @@ from tests.simulation.trace import Trace, Weight
 
 K = FaultKind
 MEMORY_DISK: Final = "/dev/shm"
-FORGET_KEY_S: Final = 600.0
-"""How long after a rotation a host's trust file still lists the key before."""
+LOOKS_IN_S: Final = 300.0
+"""How often somebody looks after a host that is to enrol."""
 
 
 class Play:
@@ -67,6 +68,8 @@ class Play:
         nursery.start_soon(self.peer.run)
         for agent in self.agents:
             nursery.start_soon(agent.run)
+            if agent.enrols:
+                nursery.start_soon(self._enrol, agent)
         for fault in self.scenario.faults:
             nursery.start_soon(self._mount, fault)
         nursery.start_soon(self._become_honest)
@@ -102,7 +105,7 @@ class Play:
         while self.world.now < patience_ms:
             if all(self._is_settled(agent) for agent in self.agents):
                 return
-            await trio.sleep(CHECK_EVERY_MS / 1000)
+            await self.world.sleep(CHECK_EVERY_MS / 1000)
         for agent in self.agents:
             for finding in judge_l1(self.world.now, self.scenario, self._ending(agent)):
                 self._find(finding)
@@ -128,9 +131,9 @@ class Play:
 
     def _noticing(self, agent: Agent) -> Callable[[RolloutFact], None]:
         def on_fact(born: RolloutFact) -> None:
-            if isinstance(born.fact, ActivationDeferred):
+            if isinstance(born.fact, ActivationDeferred | RollbackFailed):
                 if self.world.now >= self.scenario.window_ms or self._dice.random() < 0.5:
-                    self.world.nursery.start_soon(self._reboot_if_deferred, agent, 60 + self._dice.random() * 120)
+                    self.world.nursery.start_soon(self._reboot_if_required, agent, 60 + self._dice.random() * 120)
 
         return on_fact
 
@@ -144,12 +147,24 @@ class Play:
 
         return faults
 
-    async def _reboot_if_deferred(self, agent: Agent, after_s: float) -> None:
+    async def _reboot_if_required(self, agent: Agent, after_s: float) -> None:
         """An operator sees `reboot_required` and reboots."""
-        await trio.sleep(after_s)
-        known = agent.known if agent.life is None else agent.life.known
-        if known.current is not None and known.current.record.phase is Phase.DEFERRED:
+        await self.world.sleep(after_s)
+        if reboot_required(agent.known if agent.life is None else agent.life.known):
             agent.machine.lose_power(10)
+
+    async def _enrol(self, agent: Agent) -> None:
+        """Somebody brings the host a token, and another if that one was spent in vain: its answer may be lost."""
+        dice = self.scenario.stream("enrolment", "people", agent.host)
+        await self.world.sleep(dice.uniform(0, 90))
+        await agent.give_token(dice.uniform(0, 120))
+        while not agent.enrolled:
+            await self.world.sleep(LOOKS_IN_S)
+            spent = not agent.enrolled and await agent.spent_its_token()
+            if spent:
+                await agent.give_token(dice.uniform(0, 120))
+            if spent or self.world.now > self.scenario.window_ms:
+                agent.ask({"do": "poke"})
 
     # --- faults -----------------------------------------------------------------------------------------------------
 
@@ -173,7 +188,7 @@ class Play:
         self._shadows.append(fault)
 
         async def fade() -> None:
-            await trio.sleep(SHADOW_MS / 1000)
+            await self.world.sleep(SHADOW_MS / 1000)
             self._shadows.remove(fault)
 
         self.world.nursery.start_soon(fade)
@@ -267,7 +282,7 @@ class Play:
         self.world.calm()
         for agent in self.agents:
             after_s = (MINUTE + self._dice.random() * MINUTE) / 1000
-            self.world.nursery.start_soon(self._reboot_if_deferred, agent, after_s)
+            self.world.nursery.start_soon(self._reboot_if_required, agent, after_s)
 
 
 def play(scenario: Scenario, *, trace: bool = False, coverage: Coverage | None = None) -> Outcome:
@@ -280,12 +295,15 @@ def play(scenario: Scenario, *, trace: bool = False, coverage: Coverage | None =
         _few_collections(),
         _repeatable(scenario),
     ):
-        return trio.run(_played, scenario, kept, Path(root), coverage, clock=MockClock(autojump_threshold=0))
+        clock = JumpingClock()
+        return trio.run(_played, scenario, kept, Path(root), coverage, clock, clock=clock)
 
 
-async def _played(scenario: Scenario, trace: Trace, root: Path, coverage: Coverage | None) -> Outcome:
+async def _played(
+    scenario: Scenario, trace: Trace, root: Path, coverage: Coverage | None, clock: JumpingClock
+) -> Outcome:
     async with trio.open_nursery() as nursery:
-        world = World(scenario, trace, root, nursery)
+        world = World(scenario, trace, root, nursery, clock)
         game = Play(world, coverage)
         ended_ms = await game.run()
         nursery.cancel_scope.cancel()

@@ -2,12 +2,13 @@
 
 import contextlib
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Final
 
 import trio
 
-from control_plane.entries import FactAccepted, FactRefused
+from control_plane.entries import CertificateIssued, FactAccepted, FactRefused
 from control_plane.records import decode_entry
 from evidence.canonical import canonicalize
 from evidence.trust import parse_trust
@@ -17,7 +18,7 @@ from nixfleet_agent.journal import export, reader
 from state_machine.values import HostName
 from tests.simulation.full_agent import Agent
 from tests.simulation.full_control_plane import Peer, Publisher
-from tests.simulation.full_world import World
+from tests.simulation.full_world import CONTROL_PLANE, World
 from wire.codec import encode_fact
 
 EVIDENCE: Final = "evidence"
@@ -29,6 +30,8 @@ async def check_evidence(world: World, peer: Peer, publisher: Publisher, agents:
     """Judge all journals and the control plane's log, and prove one host's switches as an auditor would."""
     if peer.parts is not None:
         await peer.parts.ledger.flushed()
+    for problem in () if peer.lost else _spent_twice(peer):
+        world.find(CONTROL_PLANE, EVIDENCE, problem)
     audited = world.scenario.stream("audit").randrange(world.scenario.hosts)
     for agent in agents:
         await trio.lowlevel.checkpoint()
@@ -63,6 +66,14 @@ def _undelivered(agent: Agent, mine: Facts, accepted: Facts) -> Iterator[str]:
         tracked = known.rollouts.get(rollout_id)  # type: ignore[call-overload]
         if tracked is not None and seq <= tracked.delivered_seq and (rollout_id, seq) not in accepted:
             yield f"fact {seq} of {rollout_id} counts as delivered, and is not there"
+
+
+def _spent_twice(peer: Peer) -> Iterator[str]:
+    """Tokens that were good more than once."""
+    with contextlib.closing(sqlite3.connect(peer.database)) as db:
+        issued = [decode_entry(kind, body) for kind, body in db.execute("SELECT kind, body FROM log WHERE seq IS NULL")]
+    spent = Counter(entry.nonce for entry in issued if isinstance(entry, CertificateIssued) and entry.nonce)
+    return (f"{times} certificates were issued for one token" for times in spent.values() if times > 1)
 
 
 def _facts_of(agent: Agent) -> Facts:

@@ -129,7 +129,7 @@ class Machine:
         self.world.nursery.start_soon(self._come_up, off_s, into)
 
     async def _come_up(self, off_s: float, into: Closure | None) -> None:
-        await trio.sleep(off_s + BOOT_S)
+        await self.world.sleep(off_s + BOOT_S)
         self._start(into or self.loader)
         self.up = True
         self.note(f"booted {self.running}")
@@ -205,7 +205,7 @@ class Machine:
         self.world.nursery.start_soon(self._carry_out, unit, action)
 
     async def _cut(self, unit: Unit, after_s: float) -> None:
-        await trio.sleep(after_s)
+        await self.world.sleep(after_s)
         if self.unit is unit:
             self.lose_power(30)
 
@@ -214,19 +214,20 @@ class Machine:
             # systemd ends the unit by itself a while after the agent should have: nobody may be left to do so.
             with trio.move_on_after(SWITCH_TIMEOUT_S + ORPHAN_GRACE_S):
                 code = await (self._set_loader(unit) if action == "boot" else self._switch(unit))
-                Path(unit.job.directory, "exit").write_text(f"{code}\n")
+                if (directory := Path(unit.job.directory)).is_dir():  # it may have gone with the state directory
+                    (directory / "exit").write_text(f"{code}\n")
                 self.note(f"switch {_short(unit.job.op)} exits with {code}; {self.running} runs")
             if self.unit is unit:
                 self.unit = None
 
     async def _set_loader(self, unit: Unit) -> int:
-        await trio.sleep(1)
+        await self.world.sleep(1)
         self.loader = unit.closure
         return 0
 
     async def _switch(self, unit: Unit) -> int:
         takes_s, closure = self.dice.uniform(2, 12), unit.closure
-        await trio.sleep(takes_s / 3)
+        await self.world.sleep(takes_s / 3)
         await self._may_hang(closure)
         self.loader = closure
         if closure not in self._restarts:
@@ -234,7 +235,7 @@ class Machine:
         if self._restarts[closure]:
             self.note("the switch restarts the agent")
             self.on_restart()
-        await trio.sleep(takes_s * 2 / 3)
+        await self.world.sleep(takes_s * 2 / 3)
         await self._may_hang(closure)
         return self._effect(closure)
 
@@ -329,7 +330,7 @@ class SimulatedStore:
         machine = self.machine
         if await self.has(closure):
             return RealiseOutcome(ok=True)
-        await trio.sleep(machine.dice.uniform(0.5, 15))
+        await machine.world.sleep(machine.dice.uniform(0.5, 15))
         if machine.world.active(FaultKind.CACHE_OUTAGE, machine.host) is not None:
             return RealiseOutcome(ok=False, reason=Reason.REALISE_FAILED, detail="no cache answers")
         if machine.world.scenario.health(closure, machine.host) is Health.UNTRUSTED:

@@ -177,18 +177,18 @@ class Network:
                 call.gone.set()
 
     async def _arrive(self, call: Call, after_s: float = 0.0) -> None:
-        await trio.sleep(after_s)
+        await self._world.sleep(after_s)
         if self._server.up:
             self._server.take(call)
 
     async def _way_out(self, host: int) -> None:
         if self._world.active(FaultKind.PARTITION, host) is not None:
-            await trio.sleep(CONNECT_TIMEOUT_S)
+            await self._world.sleep(CONNECT_TIMEOUT_S)
             raise httpx.ConnectTimeout("timed out")
         if self._world.active(FaultKind.REFUSED, host) is not None:
-            await trio.sleep(self._latency_s(host))
+            await self._world.sleep(self._latency_s(host))
             raise httpx.ConnectError("connection refused")
-        await trio.sleep(self._latency_s(host))
+        await self._world.sleep(self._latency_s(host))
         if self._one_in(FaultKind.LOSS_UP, host):
             await trio.sleep_forever()
 
@@ -199,7 +199,7 @@ class Network:
             await trio.sleep_forever()
         if self._cut(host) or self._one_in(FaultKind.LOSS_DOWN, host):
             await trio.sleep_forever()
-        await trio.sleep(self._latency_s(host))
+        await self._world.sleep(self._latency_s(host))
 
     def _cut(self, host: int) -> bool:
         """Nothing comes back."""

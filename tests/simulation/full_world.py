@@ -1,7 +1,6 @@
 """What everything in a world at full depth shares: the time, what goes wrong just now, the trace, what was found.
 
-Time is Trio's, under a mock clock that jumps whenever nobody can do anything: milliseconds from the beginning of the
-run.
+Time is Trio's, under a clock that jumps whenever nobody can do anything: milliseconds from the beginning of the run.
 """
 
 from collections.abc import Awaitable, Callable
@@ -12,6 +11,7 @@ import attrs
 import trio
 
 from tests.simulation.faults import Fault, FaultKind
+from tests.simulation.full_clock import JumpingClock
 from tests.simulation.judge import Finding
 from tests.simulation.scenario import Scenario
 from tests.simulation.trace import Trace, Weight
@@ -40,17 +40,22 @@ class World:
     trace: Trace
     root: Path
     nursery: trio.Nursery
+    clock: JumpingClock
     findings: list[Finding] = attrs.field(factory=list)
     _active: dict[tuple[FaultKind, int | None], list[Fault]] = attrs.field(factory=dict)
 
     @property
     def now(self) -> int:
         """Milliseconds from the beginning of the run."""
-        return round(trio.current_time() * 1000)
+        return round(self.clock.now_s * 1000)
 
     async def until(self, at_ms: int) -> None:
         """Sleep until that time of the run."""
-        await trio.sleep_until(at_ms / 1000)
+        await self.clock.sleep_until(at_ms / 1000)
+
+    async def sleep(self, seconds: float) -> None:
+        """Sleep so long."""
+        await self.clock.sleep(seconds)
 
     def begin(self, fault: Fault) -> None:
         """From now on, until `end`, `active` finds the fault."""
@@ -61,6 +66,8 @@ class World:
         faults = self._active.get((fault.kind, fault.host), [])
         if fault in faults:
             faults.remove(fault)
+        if not faults:
+            self._active.pop((fault.kind, fault.host), None)
 
     def calm(self) -> None:
         """Nothing goes wrong any more."""
@@ -68,6 +75,8 @@ class World:
 
     def active(self, kind: FaultKind, host: int | None) -> Fault | None:
         """The latest of the faults of this kind that last now."""
+        if not self._active:
+            return None
         faults = self._active.get((kind, host))
         return faults[-1] if faults else None
 

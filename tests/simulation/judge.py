@@ -9,14 +9,14 @@ from typing import Final
 
 import attrs
 
-from state_machine.actions import Rollback, Switch
-from state_machine.events import Event, Tick
+from state_machine.events import Booted, Duty, Event, SnapshotsReceived, Tick
 from state_machine.facts import ActivationCompleted, RollbackComplete
-from state_machine.invariants import RUN_PROMISES, Passage, check_step, l1_converged
+from state_machine.invariants import RUN_PROMISES, Passage, check_passage, l1_converged
 from state_machine.lifecycle import HostRollout
+from state_machine.passages import orders
 from state_machine.state import Known, State
 from state_machine.turn import Step
-from state_machine.values import Closure, FailurePolicy, Phase, RolloutId
+from state_machine.values import Closure, FailurePolicy, Phase, Reason, RolloutId
 from tests.simulation.faults import MINUTE
 from tests.simulation.scenario import WELL, Scenario
 
@@ -30,6 +30,10 @@ waves, each with a soak of up to 4 min, two polls, and a reboot for those that w
 """
 
 
+LATE_MS: Final = 20_000
+"""An exchange that is due begins within this time, even where every commit takes seconds: somebody wakes for it."""
+_ANOTHER_BOOTED: Final = f"{Reason.VERIFY_MISMATCH}: after the reboot"
+"""What a rollout failed of that waited for a reboot and saw somebody boot another system."""
 _ABOUT_TIME: Final = frozenset({"S8", "S9"})
 """Promises that look at instants at which nothing was written: a deadline that passed, an exchange that began."""
 
@@ -72,30 +76,43 @@ class RunJudge:
     findings: list[Finding] = attrs.field(factory=list)
     run: list[Passage] = attrs.field(factory=list)
     telling: list[Passage] = attrs.field(factory=list)
-    """Those of the run that are in the journal or moved the host. Most promises are about nothing else."""
+    """Those of the run that are in the journal, moved the host, or showed it what the control plane remembers of it.
+
+    Most promises are about nothing else."""
 
     def decided(self, at_ms: int, before: State, event: Event, step: Step) -> None:
         """`step(before, event)` was `step`, and it counts."""
-        switches = any(isinstance(action, Switch | Rollback) for action in step.actions)
-        if step.durable or switches:
-            passage = Passage(before=before, event=event, step=step)
-            self.run.append(passage)
-            self.telling.append(passage)
-            self._judge(at_ms, before, event, step)
+        self._slept(at_ms, before, event)
+        telling = step.durable or isinstance(event, SnapshotsReceived) or bool(orders(step.actions))
+        if not (telling or step.facts or step.actions or step.state.known is not before.known or type(event) is Tick):
             return
-        if step.state.known is not before.known or step.facts:
+        passage = Passage(before=before, event=event, step=step)
+        self.run.append(passage)
+        if telling:
+            self.telling.append(passage)
+        if step.durable or step.facts or passage.new_orders or passage.after is not before.known:
             # All else is as it was judged before: nothing durable is new, and no order moves the host.
-            self._judge(at_ms, before, event, step)
-        if step.actions or isinstance(event, Tick):
-            self.run.append(Passage(before=before, event=event, step=step))
+            self._judge(at_ms, passage)
 
-    def _judge(self, at_ms: int, before: State, event: Event, step: Step) -> None:
+    def _slept(self, at_ms: int, before: State, event: Event) -> None:
+        if isinstance(event, Booted):
+            return
+        now, dues = before.known.clock.read(event.at), before.session.due
+        if not dues or now - min(dues.values()) <= LATE_MS:
+            return
+        for duty, due in dues.items():
+            # Facts are due at any time; without any there is nothing to wake for.
+            if now - due > LATE_MS and duty is not Duty.DELIVERY:
+                text = f"{duty} was due {(now - due) / 1000:g} s ago, and nobody woke for it"
+                self.findings.append(Finding(at_ms=at_ms, who=self.who, promise="L1", text=text))
+
+    def _judge(self, at_ms: int, passage: Passage) -> None:
         self.findings += [
-            _finding(at_ms, self.who, f"{problem} [{type(event).__name__}]")
-            for problem in check_step(before, event, step)
+            _finding(at_ms, self.who, f"{problem} [{type(passage.event).__name__}]")
+            for problem in check_passage(passage)
         ]
         self.findings += [
-            Finding(at_ms=at_ms, who=self.who, promise="S4", text=text) for text in _claimed_in_vain(step)
+            Finding(at_ms=at_ms, who=self.who, promise="S4", text=text) for text in _claimed_in_vain(passage.step)
         ]
 
     def ended(self, at_ms: int, *, replay: bool = True) -> None:
@@ -164,7 +181,8 @@ def l2(scenario: Scenario, ending: Ending) -> list[str]:
     """L2: the host does not run a release that is ill on it, unless its journal says why.
 
     Why it may: the policy is `halt`; the rollout converged, because the probes lied as long as that took; somebody
-    switched by hand; there was nothing to go back to, which is on record.
+    switched by hand, or booted another system while this one waited for its reboot, and a later boot brought it up;
+    there was nothing to go back to, which is on record.
     """
     return [] if _explained(scenario, ending) else list(_ills(scenario, ending))
 
@@ -183,6 +201,8 @@ def _explained(scenario: Scenario, ending: Ending) -> bool:
     if current is None or current.record.target_closure != running:
         return True  # nobody sent it, or a newer release has replaced the one that did
     if current.record.phase is Phase.CONVERGED or current.record.observed_drift == running:
+        return True
+    if current.record.phase is Phase.FAILED and (current.record.failure or "").startswith(_ANOTHER_BOOTED):
         return True
     prior = current.prior
     return not prior or prior == running or prior in known.quarantine

@@ -23,24 +23,34 @@ class Edit:
 
 @attrs.frozen(kw_only=True)
 class Mutant:
-    """One mistake. `by` is a depth, or the tests that have to find it."""
+    """One mistake. `by` is a depth, or the tests that have to find it, with the reason why no fleet can."""
 
     name: str
     breaks: str
     edits: tuple[Edit, ...]
     by: Depth | tuple[str, ...] = Depth.CORE
+    no_fleet: str = ""
 
 
-def _one(name: str, breaks: str, file: str, old: str, new: str, *, by: Depth | tuple[str, ...] = Depth.CORE) -> Mutant:
-    return Mutant(name=name, breaks=breaks, edits=(Edit(file=file, old=old, new=new),), by=by)
+def _one(
+    name: str,
+    breaks: str,
+    file: str,
+    old: str,
+    new: str,
+    *,
+    by: Depth | tuple[str, ...] = Depth.CORE,
+    no_fleet: str = "",
+) -> Mutant:
+    return Mutant(name=name, breaks=breaks, edits=(Edit(file=file, old=old, new=new),), by=by, no_fleet=no_fleet)
 
 
-PLANNER: Final = ("tests/property/test_planner_promises.py", "tests/unit/test_planner_gates.py")
+PLANNER: Final = ("tests/unit/test_planner_gates.py", "tests/property/test_planner_promises.py")
 _TOPICS: Final = ("intent", "recovery", "rollout", "health", "control_plane")
 STORIES: Final = (
     *[f"tests/unit/test_step_stories_{topic}.py" for topic in _TOPICS],
     "tests/unit/test_agent_runtime.py",
-    "tests/unit/test_planner_gates.py",
+    *PLANNER,
 )
 """Asked where fleets find nothing: about mistakes that take a rare turn of events, or that a second check hides."""
 CHAIN: Final = ("tests/property/test_evidence_chain_tampering.py",)
@@ -54,10 +64,12 @@ GATES: Final = "state_machine/gates.py"
 HEALTH: Final = "state_machine/health.py"
 INTAKE: Final = "state_machine/intake.py"
 RECOVERY: Final = "state_machine/recovery.py"
+PLANNER_PY: Final = "state_machine/planner.py"
 RUNTIME: Final = "nixfleet_agent/runtime.py"
 SCHEDULE: Final = "state_machine/schedule.py"
 TRACKING: Final = "state_machine/tracking.py"
 TURN: Final = "state_machine/turn.py"
+WORLD: Final = "state_machine/world.py"
 
 _REQUIREMENTS: Final = "= (_names_this_target, _in_time, _not_quarantined)"
 _TAKE_TURNS: Final = """\
@@ -96,8 +108,8 @@ _INTENT: Final = (
         "trust-the-wall-clock",
         "a clock that is set back makes intent young again",
         FRESHNESS,
-        "return max(by_wall, by_running_time)",
-        "return by_wall",
+        "age_ms = max(wall, by_running_time) - seen.intent.signed_at",
+        "age_ms = wall - seen.intent.signed_at",
     ),
     _one(
         "clock-step-revives-stale-intent",
@@ -112,6 +124,8 @@ _INTENT: Final = (
         FRESHNESS,
         "if clock_is_behind(known, wall):",
         "if False:",
+        by=("tests/unit/test_step_stories_intent.py",),
+        no_fleet="by such a clock the newest manifest is from the future, and every other superseded",
     ),
     _one(
         "accept-the-future",
@@ -299,8 +313,8 @@ _HEALTH: Final = (
         "soak-from-the-beginning-of-time",
         "the soak counts from the first start of the agent, not from the activation",
         HEALTH,
-        "turn.put(attrs.evolve(turn.known.rollouts[rollout_id], soak_from=turn.now))",
-        "turn.put(attrs.evolve(turn.known.rollouts[rollout_id], soak_from=SteadyMs(0)))",
+        "turn.put(evolve(turn.known.rollouts[rollout_id], soak_from=turn.now))",
+        "turn.put(evolve(turn.known.rollouts[rollout_id], soak_from=SteadyMs(0)))",
     ),
     _one(
         "skip-the-soak",
@@ -421,15 +435,15 @@ _TIME: Final = (
         "lost-wake-up-of-an-exchange",
         "nobody wakes for an exchange that is due",
         SCHEDULE,
-        "            yield due\n    yield from",
-        "            pass\n    yield from",
+        "            instants.append(due)\n    if started:",
+        "            pass\n    if started:",
     ),
     _one(
         "lost-wake-up",
-        "an alarm that was set is not set anew when something has happened",
+        "whoever waits for events sleeps on past the deadlines that the state names",
         RUNTIME,
-        "as sleep:\n                await turned.wait()",
-        "as sleep:\n                await trio.sleep_forever()",
+        "with trio.move_on_at(self._patient_until(wake_at)):",
+        "with trio.move_on_at(trio.current_time() + 3600):",
         by=Depth.FULL,
     ),
 )
@@ -441,7 +455,7 @@ _JOURNAL: Final = (
         RUNTIME,
         _TAKE_TURNS,
         _ACT_FIRST,
-        by=("tests/unit/test_agent_runtime.py",),
+        by=Depth.FULL,
     ),
     _one(
         "act-without-a-journal",
@@ -466,6 +480,7 @@ _JOURNAL: Final = (
         "if prev != walk.head.hash:",
         "if False:",
         by=CHAIN,
+        no_fleet="nobody there tampers with a journal",
     ),
     _one(
         "do-not-look-at-signatures",
@@ -474,6 +489,7 @@ _JOURNAL: Final = (
         "if not verify(walk.key, entry.body, entry.signature):",
         "if False:",
         by=CHAIN,
+        no_fleet="nobody there tampers with a journal",
     ),
 )
 
@@ -484,7 +500,13 @@ _PLANNER: Final = (
         GATES,
         '    Gate("wave-promotion", wave_promotion),\n',
         "",
-        by=PLANNER,
+    ),
+    _one(
+        "promote-while-soaking",
+        "a later wave goes while hosts of the earlier one still soak",
+        WORLD,
+        "phases[host] not in SETTLED]",
+        "phases[host] not in SETTLED | IN_FLIGHT]",
     ),
     _one(
         "ignore-budgets",
@@ -492,7 +514,29 @@ _PLANNER: Final = (
         GATES,
         '    Gate("disruption-budget", disruption_budget),\n',
         "",
+    ),
+    _one(
+        "forget-what-is-on-its-way",
+        "a dispatch that was not answered yet takes no place of a budget",
+        WORLD,
+        "if in_flight} | on_their_way)",
+        "if in_flight})",
+    ),
+    _one(
+        "count-every-old-rollout",
+        "a rollout that a newer one overtook uses up a budget for ever",
+        WORLD,
+        "newest[host] = max(newest.get(host, (age, False)), (age, record.phase in IN_FLIGHT))",
+        "newest[host] = (age, newest.get(host, (age, False))[1] or record.phase in IN_FLIGHT)",
         by=PLANNER,
+        no_fleet="a plan is given the record that a host took last, and no older one",
+    ),
+    _one(
+        "ignore-edges",
+        "a host goes before the one it is to wait for",
+        GATES,
+        '    Gate("host-edge", host_edge),\n',
+        "",
     ),
     _one(
         "dispatch-what-is-quarantined",
@@ -500,7 +544,27 @@ _PLANNER: Final = (
         GATES,
         '    Gate("quarantine", quarantine),\n',
         "",
-        by=PLANNER,
+    ),
+    _one(
+        "dispatch-what-is-stale",
+        "a manifest is dispatched however old it is",
+        GATES,
+        '    Gate("freshness", freshness),\n',
+        "",
+    ),
+    _one(
+        "dispatch-to-the-silent",
+        "a host that has not been heard of takes its place in the rollout",
+        GATES,
+        '    Gate("unreachable", unreachable),\n',
+        "",
+    ),
+    _one(
+        "dispatch-to-the-revoked",
+        "a host whose certificate is revoked is dispatched to",
+        GATES,
+        '    Gate("revoked", revoked),\n',
+        "",
     ),
     _one(
         "spread-after-a-failure",
@@ -508,7 +572,22 @@ _PLANNER: Final = (
         GATES,
         '    Gate("halted", halted),\n',
         "",
+    ),
+    _one(
+        "halt-only-the-wave",
+        "a failure holds its own wave and no later one",
+        GATES,
+        "failure.wave_index > candidate.target.wave_index",
+        "failure.wave_index != candidate.target.wave_index",
         by=PLANNER,
+        no_fleet="later waves wait for one that failed as they do for one that soaks",
+    ),
+    _one(
+        "ask-again-at-once",
+        "a host that refused is asked again at once, for ever",
+        GATES,
+        "REOFFER_AFTER_MS: Final = 10 * 60_000",
+        "REOFFER_AFTER_MS: Final = 0",
     ),
     _one(
         "never-ask-again",
@@ -516,6 +595,13 @@ _PLANNER: Final = (
         GATES,
         "left_ms = refused_at + REOFFER_AFTER_MS - world.given.now",
         "left_ms = REOFFER_AFTER_MS",
+    ),
+    _one(
+        "soak-like-the-first-wave",
+        "every wave is told to soak as long as the first",
+        PLANNER_PY,
+        "soak_ms=soak_ms(world.given.fleet, rollout.manifest.channel, target.wave_index)",
+        "soak_ms=soak_ms(world.given.fleet, rollout.manifest.channel, 0)",
     ),
 )
 

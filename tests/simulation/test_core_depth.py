@@ -20,7 +20,7 @@ from tests.simulation.report import describe
 from tests.simulation.scenario import Health, Release, Scenario, draw
 from tests.simulation.seeds import regressions
 
-SEEDS: Final = 1_500
+SEEDS: Final = 5_000
 CHUNK: Final = 100
 HERE: Final = Path(__file__).parent
 
@@ -75,6 +75,8 @@ def calm() -> Scenario:
         hosts=2,
         waves=((0,), (1,)),
         soak_s=(30, 60),
+        max_in_flight=None,
+        edge=None,
         on_failure=FailurePolicy.ROLLBACK_AND_HALT,
         releases=(Release(at_ms=2 * MINUTE, health=sound), Release(at_ms=45 * MINUTE, health=sound)),
         faults=(),

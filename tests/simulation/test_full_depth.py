@@ -3,6 +3,7 @@
 Three hundred seeds in portions, each fault kind by itself, and the same bytes from processes that hash differently.
 """
 
+import itertools
 import os
 import subprocess
 import sys
@@ -12,14 +13,14 @@ from typing import Final
 import attrs
 import pytest
 
-from tests.simulation import full_depth
+from tests.simulation import full_agent, full_depth
 from tests.simulation.faults import FAULTS, MINUTE, SECOND, Depth, Fault, FaultKind, Scope
 from tests.simulation.report import command
-from tests.simulation.scenario import Health, Release, Scenario, draw
+from tests.simulation.scenario import TRIAL_MS, Health, Release, Scenario, draw
 from tests.simulation.seeds import regressions
 
 ROOT: Final = Path(__file__).parents[2]
-SEEDS: Final = 40
+SEEDS: Final = 300
 PORTION: Final = 10
 WINDOW_MS: Final = 12 * MINUTE
 
@@ -53,6 +54,8 @@ def small(*faults: Fault) -> Scenario:
         hosts=2,
         waves=((0, 1),),
         soak_s=(30,),
+        max_in_flight=None,
+        edge=None,
         sustained_s=20,
         releases=releases,
         faults=faults,
@@ -83,6 +86,34 @@ def test_without_faults_the_sick_release_is_taken_back_and_the_sound_ones_conver
     told = outcome.trace.timeline()
     assert told.count("Converged") == 4
     assert told.count("RollbackComplete") == 2
+
+
+def test_a_rollback_that_only_a_reboot_can_complete_says_that_it_waits_for_one() -> None:
+    """The earlier system has another kernel; whoever looks for `reboot_required` must see it (seed 20000)."""
+    releases = tuple(
+        Release(at_ms=at_ms, health=(health, health))
+        for at_ms, health in (
+            (20 * SECOND, Health.DEFERS),
+            (WINDOW_MS + 5 * MINUTE, Health.SICK),
+            (WINDOW_MS + 5 * MINUTE + TRIAL_MS, Health.SOUND),
+        )
+    )
+    outcome = full_depth.play(attrs.evolve(small(), releases=releases), trace=True)
+    assert outcome.findings == ()
+    told = outcome.trace.timeline()
+    assert told.count("RollbackComplete") == 2
+    assert told.count("RollbackFailed") >= 2
+
+
+def test_a_host_enrols_although_the_answer_to_its_token_is_lost() -> None:
+    """The token is spent then: somebody who looks at the host sees so, and brings another."""
+    drawn = small(Fault(kind=FaultKind.LOSS_DOWN, at_ms=SECOND, host=0, length_ms=8 * MINUTE, amount=1))
+    seed = next(seed for seed in itertools.count() if full_agent.enrols(attrs.evolve(drawn, seed=seed), 0))
+    outcome = full_depth.play(attrs.evolve(drawn, seed=seed), trace=True)
+    assert outcome.findings == ()
+    told = [line.text for line in outcome.trace.lines if line.who == "node0"]
+    assert told.count("is given a token") == 2
+    assert "edge@00000003 9: Converged" in told
 
 
 @pytest.mark.parametrize("seeds", [(2, 7), (11, 19)])

@@ -5,11 +5,12 @@ from typing import Final
 
 import pytest
 
+from tests.simulation.faults import Depth
 from tests.simulation.mutant_table import MUTANTS, Edit
 from tests.simulation.mutants import PAGE, ROOT, MutantRottenError, hunt, mutated, replaced, rows_of, scratch
 
-LEAST: Final = 25
-CHEAP: Final = ("forget-quarantine", "rollback-to-the-target", "skip-the-soak")
+LEAST: Final = 60
+CHEAP: Final = ("forget-quarantine", "rollback-to-the-target", "skip-the-soak", "ignore-budgets")
 ENOUGH: Final = 20
 
 
@@ -25,6 +26,13 @@ def test_there_are_enough_mutants_and_each_has_a_name_of_its_own() -> None:
     assert max(collections.Counter(mutant.name for mutant in MUTANTS).values()) == 1
 
 
+def test_a_mutant_that_no_fleet_has_to_find_says_why_and_any_other_is_found_by_fleets() -> None:
+    rows = rows_of(PAGE.read_text())
+    for mutant in MUTANTS:
+        assert bool(mutant.no_fleet) is not isinstance(mutant.by, Depth), mutant.name
+        assert ("::" in rows[mutant.name]) is bool(mutant.no_fleet), rows[mutant.name]
+
+
 def test_the_page_has_every_mutant() -> None:
     assert {mutant.name for mutant in MUTANTS} <= rows_of(PAGE.read_text()).keys()
 
@@ -35,7 +43,7 @@ def test_a_text_that_is_there_twice_or_not_at_all_is_not_replaced() -> None:
             replaced(text, Edit(file="x.py", old="a", new="c"))
 
 
-def test_three_mutants_are_found_by_a_few_fleets_and_the_product_is_as_it_was_afterwards() -> None:
+def test_four_mutants_are_found_by_a_few_fleets_and_the_product_is_as_it_was_afterwards() -> None:
     with scratch() as copy:
         for mutant in (mutant for mutant in MUTANTS if mutant.name in CHEAP):
             with mutated(copy, mutant):
