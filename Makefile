@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PACKAGES := state_machine wire evidence nixfleet_agent control_plane nixfleet
 
-.PHONY: help demo test test-system soak crash test-deep simulate mutants fuzz lint types imports bench lock clean
+.PHONY: help demo test test-system soak crash test-deep simulate mutants fuzz lint types imports bench load lock clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 20
@@ -58,6 +58,9 @@ imports: $(READY) ## the import contracts: the core is pure, the layers hold
 
 bench: $(READY) ## one table of measurements, and benchmarks/results.json
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+load: $(READY) ## agents over TLS against a real control plane, ever more; ARGS='--agents N --seconds S --parts --json'
+	@$(BIN)/python -m tests.load $(ARGS)
 
 lock: ## renew requirements.lock from pyproject.toml
 	@rm -rf $(VENV) && $(PYTHON) -m venv $(VENV) && $(BIN)/pip install --quiet -e '.[dev]' 'setuptools>=77' wheel

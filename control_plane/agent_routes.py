@@ -1,20 +1,19 @@
 """The endpoints of agents (protocol sections 3.1 to 3.8)."""
 
-import hashlib
 from typing import Final
 
 import attrs
 import httpx
-import outcome
 import trio
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from control_plane.artifact_source import Raw, tag_of
 from control_plane.dispatch_desk import DispatchDesk
 from control_plane.enrolment import Enrolment, read_bootstrap_token
 from control_plane.entries import BootstrapReported
-from control_plane.errors import RequestRefusedError, StoreUnavailableError
+from control_plane.errors import RequestRefusedError
 from control_plane.guards import (
     Guards,
     check_hostname,
@@ -31,7 +30,7 @@ from control_plane.metrics import Metrics
 from control_plane.rate_limit import RateLimit
 from control_plane.rows import QueuedDispatch
 from control_plane.shelf import Shelf
-from state_machine.values import HostName, is_closure, is_rollout_id
+from state_machine.values import is_closure, is_rollout_id
 from wire.endpoints import (
     BOOTSTRAP_REPORT,
     CLOSURE,
@@ -73,7 +72,7 @@ class AgentRoutes:
     closure_upstream: str | None
     enrolments: RateLimit = attrs.field(factory=lambda: RateLimit(per_minute=600, burst=600))
     reports: RateLimit = attrs.field(factory=lambda: RateLimit(per_minute=6, burst=6))
-    facts: RateLimit = attrs.field(factory=lambda: RateLimit(per_minute=12_000, burst=2_000))
+    facts: RateLimit = attrs.field(factory=lambda: RateLimit(per_minute=12_000, burst=2_000, callers=65_536))
     """For one host: more than the backlog of a long outage needs, less than would keep the others waiting."""
 
     def routes(self) -> list[Route]:
@@ -135,7 +134,8 @@ class AgentRoutes:
     async def dispatch(self, request: Request, peer: Peer) -> Response:
         """The next dispatch for the caller, waited for."""
         wait_s = _wait(request)
-        queued = await self._while_connected(request, peer.machine_id, wait_s)
+        # The server does not stop a handler whose client has gone.
+        queued = await self.desk.take(peer.machine_id, wait_s, lambda: _gone(request))
         if queued is not None:
             return json_response(_dispatch(queued))
         if self.desk.closing.is_set():
@@ -143,18 +143,6 @@ class AgentRoutes:
                 status=503, reason="shutting-down", error="the control plane is stopping", headers={"Retry-After": "2"}
             )
         return Response(status_code=204)
-
-    async def _while_connected(self, request: Request, host: HostName, wait_s: int) -> QueuedDispatch | None:
-        """Wait at the desk, but not for a client that has gone: the server does not stop a handler for that."""
-        taken: outcome.Outcome[QueuedDispatch | None] = outcome.Value(None)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_when_gone, request, nursery.cancel_scope)
-            try:
-                taken = outcome.Value(await self.desk.take(host, wait_s))
-            except StoreUnavailableError as error:  # and nothing else: a cancellation must end with this nursery
-                taken = outcome.Error(error)
-            nursery.cancel_scope.cancel()
-        return taken.unwrap()
 
     async def events(self, request: Request, peer: Peer) -> Response:
         """One fact."""
@@ -178,29 +166,30 @@ class AgentRoutes:
         """The fleet in force."""
         held = self.shelf.fleet
         assert held is not None, "the guard lets nobody in before there is one"
-        return _file(request, held.raw.data, "application/json")
+        return _file(request, held.raw.data, held.raw.tag, "application/json")
 
     async def fleet_signature(self, request: Request, _: Peer) -> Response:
         """Its signature."""
         held = self.shelf.fleet
         assert held is not None, "the guard lets nobody in before there is one"
-        return _file(request, held.raw.signature, "application/octet-stream")
+        return _signature(request, held.raw)
 
     async def rollout(self, request: Request, _: Peer) -> Response:
         """A manifest."""
-        return _file(request, self._manifest(request)[0], "application/json")
+        raw = self._manifest(request)
+        return _file(request, raw.data, raw.tag, "application/json")
 
     async def rollout_signature(self, request: Request, _: Peer) -> Response:
         """Its signature."""
-        return _file(request, self._manifest(request)[1], "application/octet-stream")
+        return _signature(request, self._manifest(request))
 
-    def _manifest(self, request: Request) -> tuple[bytes, bytes]:
+    def _manifest(self, request: Request) -> Raw:
         text = request.path_params["rollout_id"]
-        in_force = {held.value.rollout_id: held.raw for held in self.shelf.manifests.values()}
-        raw = {**self.shelf.archive, **in_force}.get(text) if is_rollout_id(text) else None
+        in_force = (held.raw for held in self.shelf.manifests.values() if held.value.rollout_id == text)
+        raw = next(in_force, self.shelf.archive.get(text)) if is_rollout_id(text) else None
         if raw is None:
             raise RequestRefusedError(status=404, reason="missing", error="there is no manifest of this rollout here")
-        return raw.data, raw.signature
+        return raw
 
     async def closure(self, request: Request, _: Peer) -> Response:
         """What the binary cache behind this control plane says of a closure."""
@@ -227,10 +216,9 @@ class AgentRoutes:
             raise RequestRefusedError(status=502, reason="upstream", error="the binary cache did not answer") from error
 
 
-async def _cancel_when_gone(request: Request, scope: trio.CancelScope) -> None:
+async def _gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-    scope.cancel()
 
 
 def _dispatch(queued: QueuedDispatch) -> Dispatch:
@@ -256,14 +244,17 @@ def _wait(request: Request) -> int:
         raise RequestRefusedError(status=400, reason="wait", error="wait is not a number of seconds") from error
 
 
-def _file(request: Request, data: bytes, media_type: str) -> Response:
+def _file(request: Request, data: bytes, tag: str, media_type: str) -> Response:
     """A signed file as it was published. Agents ask every minute, so an unchanged one is not sent again."""
-    tag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
     headers = {"ETag": tag, "Cache-Control": "no-cache"}
     known = {item.strip().removeprefix("W/") for item in request.headers.get("if-none-match", "").split(",")}
     if tag in known or "*" in known:
         return Response(status_code=304, headers=headers)
     return Response(data, headers=headers, media_type=media_type)
+
+
+def _signature(request: Request, raw: Raw) -> Response:
+    return _file(request, raw.signature, tag_of(raw.signature), "application/octet-stream")
 
 
 def _address(request: Request) -> str:

@@ -38,12 +38,24 @@ def manifest_name(rollout_id: RolloutId) -> str:
     return f"rollouts/{rollout_id}.json"
 
 
+def tag_of(data: bytes) -> str:
+    """The `ETag` of a file."""
+    return f'"{hashlib.sha256(data).hexdigest()[:32]}"'
+
+
 @attrs.frozen(kw_only=True)
 class Raw:
     """A file and its detached signature, as published."""
 
     data: bytes
     signature: bytes
+    tag: str = attrs.field(init=False, eq=False)
+    """What a client names that has these very bytes already: worked out once, for the file of a large fleet has
+    megabytes, and every host asks every minute."""
+
+    @tag.default
+    def _(self) -> str:
+        return tag_of(self.data)
 
     @property
     def fingerprint(self) -> str:

@@ -65,10 +65,15 @@ class Book:
         self._tables: dict[type[Any], dict[Key, Row]] = {row_type: {} for row_type in TABLES}
         self._by_rollout: dict[RolloutId, dict[HostName, Mirror]] = {}
         self._acknowledged: dict[HostName, Mirror] = {}
+        self._unconverged: dict[RolloutId, set[HostName]] = {}
+        """Planned hosts of each rollout that have not converged."""
 
-    def apply(self, entry: Entry, at: WallMs) -> list[Change]:
-        """Let `entry` have happened at `at`. Returns the rows that changed, in order."""
-        return list(self._consequences(entry, at))
+    def apply(self, entry: Entry, at: WallMs, fact: Fact | None = None) -> list[Change]:
+        """Let `entry` have happened at `at`. Returns the rows that changed, in order.
+
+        `fact` is the accepted fact, for who has read it already; without, it is read from the entry.
+        """
+        return list(self._consequences(entry, at, fact))
 
     def get(self, row_type: type[AnyRow], *key: str) -> AnyRow | None:
         """The row of this key, if there is one."""
@@ -83,6 +88,7 @@ class Book:
         self._tables[type(row)][key_of(row)] = row
         if isinstance(row, Mirror):
             self._by_rollout.setdefault(row.rollout_id, {})[row.hostname] = row
+            self._note_convergence(row)
             if _acknowledged_at(row) >= _acknowledged_at(self._acknowledged.get(row.hostname)):
                 self._acknowledged[row.hostname] = row
         return Put(row=row)
@@ -93,9 +99,17 @@ class Book:
         del self._tables[type(row)][key]
         if isinstance(row, Mirror):
             del self._by_rollout[row.rollout_id][row.hostname]
+            self._unconverged[row.rollout_id].discard(row.hostname)
             if self._acknowledged.get(row.hostname) is row:
                 del self._acknowledged[row.hostname]
         return Drop(row_type=type(row), key=key)
+
+    def _note_convergence(self, row: Mirror) -> None:
+        waited_for = self._unconverged.setdefault(row.rollout_id, set())
+        if row.planned and row.record.phase is not Phase.CONVERGED:
+            waited_for.add(row.hostname)
+        else:
+            waited_for.discard(row.hostname)
 
     def current(self, channel: Channel) -> Rollout | None:
         """The newest opened rollout of a channel."""
@@ -116,10 +130,10 @@ class Book:
     def _host(self, hostname: HostName) -> Host:
         return self.get(Host, hostname) or Host(hostname=hostname)
 
-    def _consequences(self, entry: Entry, at: WallMs) -> Iterator[Change]:
+    def _consequences(self, entry: Entry, at: WallMs, fact: Fact | None) -> Iterator[Change]:
         match entry:
             case FactAccepted():
-                yield from self._on_fact(entry, _fact(entry), at)
+                yield from self._on_fact(entry, fact or _fact(entry), at)
             case FactRefused():
                 yield from self._on_fact(entry, None, at)
             case ArtifactAdopted():
@@ -183,8 +197,7 @@ class Book:
     def _on_converged(self, rollout: Rollout, at: WallMs) -> Iterator[Change]:
         if rollout.terminal_at is not None or rollout.manifest_digest is None:
             return
-        hosts = self.mirrors_of(rollout.rollout_id).values()
-        if all(row.record.phase is Phase.CONVERGED for row in hosts if row.planned):
+        if not self._unconverged.get(rollout.rollout_id):
             yield self.put(attrs.evolve(rollout, terminal_at=at))
 
     # Rollouts and dispatches

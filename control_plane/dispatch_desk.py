@@ -5,7 +5,7 @@ A dispatch stays queued until the host's own fact settles it, so it may be hande
 desk: a new request takes it over, so what is handed out goes to the connection the host listens on.
 """
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import attrs
@@ -35,7 +35,8 @@ class DispatchDesk:
         self._ledger, self._settle = ledger, settle
         self._queued: dict[HostName, dict[Key, QueuedDispatch]] = {}
         self._handed: dict[Key, _HandedOut] = {}
-        self._bells: dict[HostName, trio.Event] = {}
+        self._bells: dict[HostName, Callable[[], None]] = {}
+        """What wakes a waiting host's request."""
         self._places: dict[HostName, object] = {}
         self.closing = trio.Event()
         for row in ledger.book.all(QueuedDispatch):
@@ -47,8 +48,13 @@ class DispatchDesk:
         """How many hosts wait now."""
         return len(self._places)
 
-    async def take(self, host: HostName, wait_s: float) -> QueuedDispatch | None:
+    async def take(
+        self, host: HostName, wait_s: float, gone: Callable[[], Awaitable[object]] = trio.sleep_forever
+    ) -> QueuedDispatch | None:
         """The next dispatch for `host`, as soon as there is one. None: not within `wait_s`, or the host asked anew.
+
+        `gone` returns when the client has gone, and then there is nothing either. It is awaited here, in the request's
+        own task: a task more for each of ten thousand hosts that wait would cost as much memory again.
 
         Raises:
             StoreUnavailableError: that it was handed out cannot be recorded, so it is not.
@@ -64,12 +70,16 @@ class DispatchDesk:
                     return self._hand_out(queued)
                 if trio.current_time() >= deadline:
                     return None
-                with trio.move_on_at(min(deadline, visible_at)):
-                    await self._bells.setdefault(host, trio.Event()).wait()
+                with trio.move_on_at(min(deadline, visible_at)) as nap:
+                    self._bells[host] = nap.cancel
+                    await gone()
+                if not nap.cancelled_caught:
+                    return None
             return None
         finally:
             if self._places.get(host) is place:
                 del self._places[host]
+                self._bells.pop(host, None)
 
     def close(self) -> None:
         """Send every waiting host away."""
@@ -123,4 +133,4 @@ class DispatchDesk:
 
     def _ring(self, host: HostName) -> None:
         if (bell := self._bells.pop(host, None)) is not None:
-            bell.set()
+            bell()

@@ -36,6 +36,7 @@ BODY_DEADLINE_S: Final = 15.0
 _DRAIN_LIMIT: Final = 8 * BODY_LIMIT
 """A body beyond the limit is read on so far and dropped, so that its sender gets to see the answer."""
 
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,32}")
 
 Message = TypeVar("Message")
@@ -184,7 +185,7 @@ def json_response(message: object, *, status: int = 200, headers: dict[str, str]
 
 def document_response(document: JsonObject, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """A JSON document as the answer."""
-    body = json.dumps(document, ensure_ascii=False, separators=(",", ":")).encode()
+    body = _ENCODER.encode(document).encode()
     return Response(body, status_code=status, headers=headers, media_type="application/json")
 
 

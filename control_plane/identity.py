@@ -63,7 +63,8 @@ def peer_of(scope: Mapping[str, Any], names: CanonicalNames) -> Peer | None:
     return _peer(chain[0], names) if chain else None
 
 
-@functools.lru_cache(maxsize=4096)
+# More than there are hosts: with fewer places than that, hosts that come in turn would find theirs taken every time.
+@functools.lru_cache(maxsize=65_536)
 def _peer(pem: str, names: CanonicalNames) -> Peer | None:
     certificate = x509.load_pem_x509_certificate(pem.encode())
     cns = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)

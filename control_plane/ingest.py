@@ -18,11 +18,12 @@ from control_plane.entries import FactAccepted, FactRefused
 from control_plane.errors import RequestRefusedError
 from control_plane.ledger import Ledger
 from control_plane.rows import Mirror, Rollout
-from control_plane.shelf import Shelf
+from control_plane.shelf import Held, Shelf
 from evidence.canonical import canonicalize
 from evidence.signature import PublicKey, verify
 from evidence.ssh_format import SshFormatError, parse_openssh_public
 from state_machine.facts import Fact
+from state_machine.intent import Fleet
 from state_machine.lifecycle import HostRollout, Illegal, OutOfOrder
 from state_machine.values import HostName, Reason, RolloutId, is_rollout_id
 from wire.codec import decode_fact
@@ -81,6 +82,9 @@ class Ingest:
 
     def __init__(self, *, ledger: Ledger, shelf: Shelf, require_evidence: bool) -> None:
         self._ledger, self._shelf, self._require_evidence = ledger, shelf, require_evidence
+        self._keys_of: Held[Fleet] | None = None
+        self._keys: dict[HostName, PublicKey | None] = {}
+        """The keys that the fleet in force declares, as far as they were asked for."""
         self.accepted = 0
         self.refused: Counter[str] = Counter()
 
@@ -107,9 +111,11 @@ class Ingest:
         if received.seq > mirror.record.last_seq + 1:
             raise _gap(mirror, received.seq)
         self._check_room(rollout, received.hostname)
-        refusal = self._objection(mirror, received)
-        if refusal is not None:
+        try:
+            fact = self._admissible(mirror, received)
+        except RequestRefusedError as refusal:
             await self._refuse(received, refusal)
+            raise
         entry = FactAccepted(
             hostname=received.hostname,
             rollout_id=received.rollout_id,
@@ -119,14 +125,22 @@ class Ingest:
             prev=received.prev,
             verified=verified,
         )
-        await self._ledger.record(entry).committed()
+        await self._ledger.record(entry, fact=fact).committed()
 
-    def _objection(self, mirror: Mirror, received: Received) -> RequestRefusedError | None:
+    def _admissible(self, mirror: Mirror, received: Received) -> Fact:
+        """The fact, if it can be read and the lifecycle admits it.
+
+        Raises:
+            RequestRefusedError: it is refused for good.
+        """
         try:
             fact = decode_fact(received.event)
         except WireError as error:
-            return _malformed(error.detail)
-        return _objection_of_lifecycle(mirror.record, fact)
+            raise _malformed(error.detail) from error
+        refusal = _objection_of_lifecycle(mirror.record, fact)
+        if refusal is not None:
+            raise refusal
+        return fact
 
     async def _refuse(self, received: Received, refusal: RequestRefusedError) -> None:
         entry = FactRefused(
@@ -139,7 +153,6 @@ class Ingest:
             detail=refusal.error,
         )
         await self._ledger.record(entry).committed()
-        raise refusal
 
     async def _again(self, received: Received, *, pruned: bool) -> None:
         """A number that was there before: fine if it is the same fact, with the answer it got then."""
@@ -179,7 +192,12 @@ class Ingest:
         return True
 
     def _declared_key(self, hostname: HostName) -> PublicKey | None:
-        return None if self._shelf.fleet is None else declared_key(self._shelf, hostname)
+        fleet = self._shelf.fleet
+        if fleet is not self._keys_of:
+            self._keys_of, self._keys = fleet, {}
+        if hostname not in self._keys:
+            self._keys[hostname] = declared_key(self._shelf, hostname)
+        return self._keys[hostname]
 
     def _check_room(self, rollout: Rollout, hostname: HostName) -> None:
         book = self._ledger.book

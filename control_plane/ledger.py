@@ -20,6 +20,7 @@ from control_plane.errors import StoreUnavailableError
 from control_plane.rows import Change
 from control_plane.store import Receipt, Store
 from control_plane.surroundings import Surroundings
+from state_machine.facts import Fact
 from state_machine.values import WallMs
 
 LOG: Final = logging.getLogger(__name__)
@@ -72,8 +73,8 @@ class Ledger:
         """Have `listener` called after each change of the book, before it is on the disk."""
         self._listeners.append(listener)
 
-    def record(self, entry: Entry, *, at: WallMs | None = None) -> Receipt:
-        """Let `entry` have happened.
+    def record(self, entry: Entry, *, at: WallMs | None = None, fact: Fact | None = None) -> Receipt:
+        """Let `entry` have happened. `fact` is what it holds, for who has read it already.
 
         Raises:
             StoreUnavailableError: the disk refuses to write; nothing happened.
@@ -81,7 +82,7 @@ class Ledger:
         if self._failure is not None:
             raise self._failure
         at = self.now() if at is None else at
-        changes = self.book.apply(entry, at)
+        changes = self.book.apply(entry, at, fact)
         receipt = self.store.submit(at, entry, changes)
         for listener in self._listeners:
             listener(entry, changes)

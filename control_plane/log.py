@@ -36,7 +36,5 @@ def configure(log_format: str, level: str) -> None:
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s", "%H:%M:%S"))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for name in ("httpx", "httpcore", "anycorn"):
+    for name in ("httpx", "httpcore"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    # A port scan or a client with a wrong certificate is news for a debugger only.
-    logging.getLogger("anyio.streams.tls").setLevel(logging.CRITICAL)

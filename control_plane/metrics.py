@@ -27,6 +27,7 @@ class Metrics:
             ("method", "route"),
             registry=self.registry,
         )
+        self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._compliance = Counter(
             "nixfleet_compliance_failure_events",
             "Enforced controls that a host reported as failing.",
@@ -39,8 +40,16 @@ class Metrics:
 
     def observe_request(self, method: str, route: str, status: int, seconds: float) -> None:
         """A request was answered. `route` is the pattern, never the path, so labels stay few."""
-        self._requests.labels(method, route, str(status)).inc()
-        self._durations.labels(method, route).observe(seconds)
+        key = method, route, status
+        if key not in self._children:
+            # Looked up once: finding a series by its labels takes longer than counting.
+            self._children[key] = (
+                self._requests.labels(method, route, str(status)),
+                self._durations.labels(method, route),
+            )
+        requests, durations = self._children[key]
+        requests.inc()
+        durations.observe(seconds)
 
     def on_change(self, entry: Entry, changes: list[Change]) -> None:
         """Count the enforced controls that a host has just reported as failing. A listener of the ledger."""

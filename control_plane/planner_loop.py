@@ -27,14 +27,14 @@ from control_plane.entries import (
 from control_plane.errors import StoreUnavailableError
 from control_plane.ledger import Ledger
 from control_plane.presence import Presence
-from control_plane.rows import Artifact, Change, Host, Mirror, Quarantined, QueuedDispatch, Rollout
+from control_plane.rows import Artifact, Change, Drop, Host, Mirror, Put, Quarantined, QueuedDispatch, Rollout
 from control_plane.shelf import Shelf
 from state_machine.events import DispatchKind
 from state_machine.freshness import age_verdict
 from state_machine.intent import Manifest
 from state_machine.lifecycle import HostRollout
 from state_machine.planner import Dispatch, Held, Plan, plan
-from state_machine.values import Channel, HostName, RolloutId, WallMs
+from state_machine.values import Channel, HostName, Phase, RolloutId, WallMs
 from state_machine.world import HALTING, PlannerInput
 
 LOG: Final = logging.getLogger(__name__)
@@ -55,9 +55,11 @@ class PlannerLoop:
     def __init__(self, *, ledger: Ledger, shelf: Shelf, freshness_window_s: int) -> None:
         self._ledger, self._shelf = ledger, shelf
         self._window_ms = freshness_window_s * 1000
-        self.presence = Presence(on_return=self.poke)
+        self.presence = Presence(on_return=self._plan_soon)
         self._poke = trio.Event()
         self._dirty = True
+        self._stricter = True
+        """Something has happened since the plan was made that may hold somebody back whom it lets through."""
         self._plan: Plan = Plan(dispatches=(), held=(), rollouts=())
         self.last_tick_at: WallMs | None = None
         self.blocked: Counter[str] = Counter()
@@ -79,9 +81,27 @@ class PlannerLoop:
             await trio.sleep(max(PAUSE_S, SHARE * (trio.current_time() - began)))
 
     def poke(self) -> None:
-        """Plan soon: something a plan depends on has changed."""
+        """Plan soon, and before anything is handed out: something a plan depends on has changed."""
+        self._stricter = True
+        self._plan_soon()
+
+    def _plan_soon(self) -> None:
         self._dirty = True
         self._poke.set()
+
+    @property
+    def last_plan(self) -> Plan:
+        """The plan as it was made last."""
+        return self._plan
+
+    def settle(self) -> None:
+        """Bring the plan up to date, if what has happened may hold somebody back.
+
+        What only lets more hosts through, as most facts of a rollout that goes well, waits for the next plan: were it
+        made anew for each dispatch that is handed out meanwhile, a large fleet would do little else.
+        """
+        if self._stricter:
+            self.current()
 
     def current(self) -> Plan:
         """The plan as of now, for whoever asks how things stand."""
@@ -118,7 +138,7 @@ class PlannerLoop:
             StoreUnavailableError: it cannot be recorded.
         """
         given = self.given()
-        self._dirty, self.last_tick_at = False, self._ledger.now()
+        self._dirty, self._stricter, self.last_tick_at = False, False, self._ledger.now()
         if given is None:
             return
         for queued, why in list(self._overtaken(given)):
@@ -246,15 +266,36 @@ class PlannerLoop:
             names = tuple(held.host for held in hosts)
             self._ledger.record(HostsHeld(rollout_id=rollout_id, gate=gate, hosts=names, why=hosts[0].why))
 
-    def _on_change(self, entry: Entry, _: list[Change]) -> None:
+    def _on_change(self, entry: Entry, changes: list[Change]) -> None:
         match entry:
             # Results of probes change no phase, and there are many of them.
-            case FactAccepted() if '"kind":"Probe' not in entry.event:
+            case FactAccepted() if '"kind":"Probe' in entry.event:
+                pass
+            case FactAccepted() if _holds_nobody_back(changes):
+                self._plan_soon()
+            case FactAccepted():
                 self.poke()
             case RolloutOpened() | QuarantineLifted() | RollbackAsked():
                 self.poke()
             case _:
                 pass
+
+
+def _holds_nobody_back(changes: list[Change]) -> bool:
+    """True when the fact behind these changes can only let more hosts through: reckoned with before, or good news."""
+    answered = any(isinstance(change, Drop) and change.row_type is QueuedDispatch for change in changes)
+    for change in changes:
+        match change:
+            case Put(row=Mirror(record=HostRollout(phase=Phase.ACTIVATING) as record)):
+                # A host that was sent for counts as in flight already; one that comes unbidden does not.
+                return answered or record.activation_started_at is not None
+            case Put(row=Mirror(record=HostRollout(phase=Phase.SOAKING) as record)):
+                return record.deferred_component is None  # one that waited for its reboot was not in flight
+            case Put(row=Mirror(record=record)):
+                return record.phase is Phase.CONVERGED
+            case _:
+                pass
+    return False
 
 
 def _queued_as(dispatch: Dispatch) -> DispatchQueued:

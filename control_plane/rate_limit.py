@@ -4,7 +4,11 @@ import trio
 
 
 class RateLimit:
-    """A bucket of tokens for each caller: `burst` at once, then `per_minute`. Callers beyond `callers` share one."""
+    """A bucket of tokens for each caller: `burst` at once, then `per_minute`.
+
+    Callers beyond `callers` share one. Where callers are known hosts, that is to be more than there will ever be: each
+    newcomer to a full house costs a look at every bucket.
+    """
 
     def __init__(self, *, per_minute: float, burst: int, callers: int = 4096) -> None:
         self._per_second, self._burst, self._callers = per_minute / 60, burst, callers

@@ -22,6 +22,7 @@ def _is_left_out(field: "attrs.Attribute[Any]") -> bool:
 
 _SPELLING: Final = Spelling(member=lambda _, field: field, omits=_is_left_out)
 _CONVERTER: Final = strict_converter(_SPELLING)
+_ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), sort_keys=True)
 _KINDS: Final[Mapping[str, type[Entry]]] = {kind.__name__: kind for kind in ENTRY_KINDS}
 
 
@@ -60,4 +61,4 @@ def decode_row(row_type: type[AnyRow], document: str) -> AnyRow:
 
 
 def _text(value: object) -> str:
-    return json.dumps(_CONVERTER.unstructure(value), ensure_ascii=False, separators=(",", ":"), sort_keys=True)
+    return _ENCODER.encode(_CONVERTER.unstructure(value))

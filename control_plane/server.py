@@ -9,13 +9,13 @@ import logging
 import os
 import resource
 import signal
+import ssl
 import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final, cast
 
-import anycorn
 import attrs
 import httpx
 import trio
@@ -25,11 +25,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from control_plane import service_manager
+from control_plane import garbage, service_manager
 from control_plane.adoption import Adopter
 from control_plane.agent_routes import AgentRoutes
 from control_plane.artifact_source import ArtifactSource, DirectorySource, HttpsSource
 from control_plane.config import Configuration
+from control_plane.conversation import Application
 from control_plane.dispatch_desk import DispatchDesk
 from control_plane.enrolment import Enrolment
 from control_plane.entries import RolloutPruned
@@ -41,12 +42,14 @@ from control_plane.identity import CanonicalNames
 from control_plane.ingest import Ingest
 from control_plane.issuance import IssuanceLog, Issuer, load_issuer
 from control_plane.ledger import REAL, Ledger
-from control_plane.listening import BoundConfig, TlsConfig
+from control_plane.listening import Listening
 from control_plane.metrics import CONTENT_TYPE, Metrics
 from control_plane.operator_routes import OperatorRoutes
 from control_plane.planner_loop import PlannerLoop
 from control_plane.rows import Rollout
+from control_plane.serving import serve as serve_on
 from control_plane.shelf import Shelf
+from control_plane.shortcut import Shortcut
 from control_plane.surroundings import Surroundings
 from control_plane.tls import load_certificate, outgoing_context, server_context
 from control_plane.views import Views
@@ -71,7 +74,7 @@ class ControlPlane:
     adopter: Adopter
     planner: PlannerLoop
     desk: DispatchDesk
-    app: Starlette
+    app: Application
     metrics: Metrics
     guards: Guards
     stop: trio.Event = attrs.field(factory=trio.Event)
@@ -103,7 +106,7 @@ async def assembled(config: Configuration, around: Surroundings = REAL) -> Async
             in_thread=around.in_thread,
             lists_required=config.strict,
         )
-        desk, heartbeats = DispatchDesk(ledger, settle=planner.current), Heartbeats(ledger)
+        desk, heartbeats = DispatchDesk(ledger, settle=planner.settle), Heartbeats(ledger)
         ingest = Ingest(ledger=ledger, shelf=shelf, require_evidence=config.require_evidence)
         audit = IssuanceLog(path=config.audit_log)
         guards = Guards(
@@ -161,22 +164,24 @@ async def serve(config: Configuration) -> None:
     """
     _allow_many_connections()
     context = server_context(config.tls_cert, config.tls_key, config.client_ca)
-    public = TlsConfig("--listen", config.listen, context, config.tls_cert, config.tls_key)
-    private = None if config.metrics_listen is None else BoundConfig("--metrics-listen", config.metrics_listen)
+    public = Listening("--listen", config.listen)
+    private = None if config.metrics_listen is None else Listening("--metrics-listen", config.metrics_listen)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with assembled(config) as parts:
             with trio.move_on_after(PRIME_S):
                 await parts.adopter.look()
             async with trio.open_nursery() as background:
                 start_background(background, parts, config)
+                garbage.settle()
+                background.start_soon(garbage.look)
                 async with trio.open_nursery() as servers:
-                    await servers.start(_listen, parts.app, public, parts.stop)
+                    await servers.start(_serve_on, parts.app, public, parts.stop, context)
                     LOG.info("listening on https://%s", public.address)
                     if private is not None:
-                        await servers.start(_listen, _metrics_application(parts.metrics), private, parts.stop)
+                        await servers.start(_serve_on, _metrics_application(parts.metrics), private, parts.stop, None)
                         LOG.info("metrics on http://%s%s", private.address, METRICS)
                     await _announce(public, private, config.ready_file)
-                    await _obey(signals, parts, config, public)
+                    await _obey(signals, parts, config, context)
                     _begin_to_stop(parts)
                     servers.cancel_scope.deadline = trio.current_time() + DRAIN_S
                 background.cancel_scope.cancel()
@@ -238,7 +243,7 @@ def _source(config: Configuration, client: httpx.AsyncClient, around: Surroundin
     )
 
 
-def _application(routes: list[Route]) -> Starlette:
+def _application(routes: list[Route]) -> Application:
     async def not_found(_: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         reason = "method" if error.status_code == 405 else "missing"
@@ -252,26 +257,28 @@ def _application(routes: list[Route]) -> Starlette:
         # The server logs the traceback; the caller learns that it is not to blame.
         return refusal_response(RequestRefusedError(status=500, reason="internal", error="an error in this program"))
 
-    return Starlette(routes=routes, exception_handlers={HTTPException: not_found, Exception: broken})
+    full = Starlette(routes=routes, exception_handlers={HTTPException: not_found, Exception: broken})
+    return cast(Application, Shortcut(cast(Application, full), routes, broken))
 
 
-def _metrics_application(metrics: Metrics) -> Starlette:
+def _metrics_application(metrics: Metrics) -> Application:
     async def text(_: Request) -> Response:
         return Response(metrics.text(), media_type=CONTENT_TYPE)
 
-    return Starlette(routes=[Route(METRICS, text, methods=["GET"])])
+    return cast(Application, Starlette(routes=[Route(METRICS, text, methods=["GET"])]))
 
 
-async def _listen(
-    app: Starlette,
-    config: BoundConfig,
+async def _serve_on(
+    app: Application,
+    address: Listening,
     stop: trio.Event,
-    task_status: trio.TaskStatus[list[str]] = trio.TASK_STATUS_IGNORED,
+    context: ssl.SSLContext | None,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    await anycorn.serve(cast(Any, app), config, shutdown_trigger=stop.wait, task_status=cast(Any, task_status))
+    await serve_on(app, address, stop, context=context, task_status=task_status)
 
 
-async def _announce(public: TlsConfig, private: BoundConfig | None, ready_file: Path | None) -> None:
+async def _announce(public: Listening, private: Listening | None, ready_file: Path | None) -> None:
     if ready_file is not None:
         ready = {"url": f"https://{public.address}", "pid": os.getpid()}
         if private is not None:
@@ -286,14 +293,16 @@ def _write_whole(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-async def _obey(signals: AsyncIterator[int], parts: ControlPlane, config: Configuration, public: TlsConfig) -> None:
+async def _obey(
+    signals: AsyncIterator[int], parts: ControlPlane, config: Configuration, context: ssl.SSLContext
+) -> None:
     """Return when told to stop."""
     async for number in signals:
         if number != signal.SIGHUP:
             return
         LOG.info("reading the certificate and the artifacts again")
         try:
-            load_certificate(public.context, config.tls_cert, config.tls_key)
+            load_certificate(context, config.tls_cert, config.tls_key)
         except UnreadableFileError as error:
             LOG.error("the certificate in use stays: %s", error)
         parts.adopter.poke()

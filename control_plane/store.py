@@ -178,7 +178,11 @@ class Store:
         error = StoreUnavailableError(problem="an earlier write failed") if self._refusing else self._commit(batch)
         failing_now = error is not None and not self._refusing
         self._refusing = error is not None
-        self._loop.run_sync_soon(self._settle, [write.receipt for write in batch], error, failing_now)
+        outcome = [write.receipt for write in batch], error, failing_now
+        if self._thread is None:
+            self._settle(*outcome)
+        else:
+            self._loop.run_sync_soon(self._settle, *outcome)
 
     def _commit(self, batch: list[Write]) -> StoreUnavailableError | None:
         rows = [_log_row(write.at, write.entry) for write in batch if write.entry is not None]

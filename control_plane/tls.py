@@ -24,6 +24,7 @@ def server_context(certificate: Path, key: Path, client_ca: Path | None) -> ssl.
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     context.set_alpn_protocols(["http/1.1"])
+    context.num_tickets = 0  # agents keep their connections and resume none
     load_certificate(context, certificate, key)
     if client_ca is not None:
         _load_client_ca(context, client_ca)

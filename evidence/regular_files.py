@@ -18,6 +18,9 @@ _KINDS: Final = {
 }
 
 
+_PORTION: Final = 4096
+
+
 class NotAFileError(OSError):
     """Something else has this name; `strerror` says what."""
 
@@ -29,20 +32,26 @@ def open_regular(path: str | Path) -> BinaryIO:
         NotAFileError: it is a pipe, a socket or a device.
         OSError: it is a directory, absent, or the operating system refuses.
     """
+    descriptor, _ = _opened(path)
+    return open(descriptor, "rb")
+
+
+def _opened(path: str | Path) -> tuple[int, int]:
+    """A descriptor, and the size."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         if error.errno == errno.ENXIO:
             raise NotAFileError(errno.EINVAL, "it is a socket, not a file", str(path)) from error
         raise
-    mode = os.fstat(descriptor).st_mode
-    if not stat.S_ISREG(mode):
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode):
         os.close(descriptor)
-        if stat.S_ISDIR(mode):
+        if stat.S_ISDIR(found.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        kind = _KINDS.get(stat.S_IFMT(mode), "a special file")
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "a special file")
         raise NotAFileError(errno.EINVAL, f"it is {kind}, not a file", str(path))
-    return open(descriptor, "rb")
+    return descriptor, found.st_size
 
 
 def read_start(path: str | Path, limit: int) -> bytes:
@@ -51,8 +60,15 @@ def read_start(path: str | Path, limit: int) -> bytes:
     Raises:
         OSError: as `open_regular`.
     """
-    with open_regular(path) as file:
-        return file.read(limit + 1)
+    descriptor, size = _opened(path)
+    try:
+        # What the kernel makes up has no size, and a file may grow meanwhile.
+        portion, data = max(size, _PORTION) + 1, b""
+        while len(data) <= limit and (more := os.read(descriptor, min(portion, limit + 1 - len(data)))):
+            data += more
+        return data
+    finally:
+        os.close(descriptor)
 
 
 def read_whole(path: str | Path, limit: int) -> bytes:

@@ -89,8 +89,9 @@ def decode_base64(text: str) -> bytes | None:
         return None
 
 
-# One scalar multiplication for a key that signs thousands of entries.
-@functools.lru_cache(maxsize=4096)
+# One scalar multiplication for a key that signs thousands of entries. More places than a fleet has hosts: with fewer,
+# hosts that come in turn would find theirs taken every time.
+@functools.lru_cache(maxsize=32_768)
 def _ed25519_key_is_sound(raw: bytes) -> bool:
     return crypto_core_ed25519_is_valid_point(raw)
 

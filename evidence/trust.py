@@ -4,6 +4,7 @@
 this software cannot use is skipped, never an error by itself, so that a new algorithm can be rolled out.
 """
 
+import functools
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -84,8 +85,9 @@ class TrustVersionError(EvidenceError):
         return f"the trust file has schemaVersion {self.found}, only {SCHEMA_VERSION} is known; update this software"
 
 
+@functools.lru_cache(maxsize=8)
 def parse_trust(data: bytes) -> TrustRoots:
-    """Read the text of a trust file.
+    """Read the text of a trust file. The same text is not taken apart again: it is looked at for every proof.
 
     Raises:
         CanonicalError, ShapeError: it is not the JSON it should be.

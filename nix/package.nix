@@ -14,7 +14,6 @@ let
 
   # Not in every nixpkgs.
   own = {
-    anycorn = python3Packages.anycorn or (python3Packages.callPackage ./python/anycorn.nix { });
     jcs = python3Packages.jcs or (python3Packages.callPackage ./python/jcs.nix { });
   };
   nameOf = requirement: lib.head (builtins.match "([A-Za-z0-9._-]+).*" requirement);

@@ -17,7 +17,7 @@ from tests.agentlab import Agent, AgentFleet
 from tests.liar import Liar
 
 NOT_EVEN_WITH_METRICS: Final = frozenset(
-    {"click", "rich", "pygments", "cryptography", "sqlite_utils", "structlog", "starlette", "anycorn", "control_plane"}
+    {"click", "rich", "pygments", "cryptography", "sqlite_utils", "structlog", "starlette", "control_plane"}
 )
 
 

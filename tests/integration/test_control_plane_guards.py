@@ -291,7 +291,7 @@ def test_a_client_that_never_reads_does_not_keep_the_process_alive(tmp_path: Pat
         assert cp.client("web2").get("/v1/whoami").status_code == 200
         assert cp.stop(timeout_s=30) == 0
         tls.close()
-    assert "left with connections open" in cp.log()
+    assert "Traceback" not in cp.log()
 
 
 def test_headers_beyond_all_measure_are_refused(cp: Running) -> None:

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import attrs
+import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
@@ -20,9 +21,17 @@ from control_plane.rows import QueuedDispatch
 from control_plane.shelf import Held, Shelf
 from evidence.artifacts import Verified
 from state_machine.events import DispatchKind
-from state_machine.facts import ActivationFailed, DispatchAck, DispatchReject
+from state_machine.facts import (
+    ActivationCompleted,
+    ActivationDeferred,
+    ActivationFailed,
+    ActivationStarted,
+    Converged,
+    DispatchAck,
+    DispatchReject,
+)
 from state_machine.intent import Meta, Revocation, Revocations
-from state_machine.values import HostName, Reason, WallMs
+from state_machine.values import HostName, Reason, SwitchMethod, WallMs
 from tests.unit.control_plane_worlds import AT, HOSTS, OLD, ROLLOUT, accepted, opened, shelf, target
 from wire.messages import HeartbeatRequest
 
@@ -55,7 +64,7 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     async with Ledger(tmp_path / "state.db") as ledger:
         in_force = shelf(wall_now())
         planner = PlannerLoop(ledger=ledger, shelf=in_force, freshness_window_s=DAY_S)
-        desk = DispatchDesk(ledger, settle=planner.current)
+        desk = DispatchDesk(ledger, settle=planner.settle)
         entries: list[Entry] = []
         ledger.subscribe(lambda entry, _: entries.append(entry))
         held = in_force.manifests[next(iter(in_force.manifests))]
@@ -149,6 +158,49 @@ async def test_nothing_is_handed_out_that_a_newer_fact_would_have_held_back(tmp_
         assert await it.desk.take(WEB2, 0) is None
         assert it.queued() == set()
         assert sum(isinstance(entry, DispatchWithdrawn) for entry in it.entries) == 2
+
+
+async def test_no_plan_is_made_for_a_dispatch_after_facts_that_hold_nobody_back(tmp_path: Path) -> None:
+    async with world(tmp_path) as it:
+        it.planner.plan_now()
+        assert await it.desk.take(WEB1, 0) is not None
+        made = it.planner.last_plan
+        it.take_note(
+            accepted("web1", ack()),
+            accepted("web1", ActivationStarted(seq=2, started_at=AT, switch_method=SwitchMethod.DETACHED)),
+            accepted(
+                "web1", ActivationCompleted(seq=3, observed_current_closure=target(WEB1), exit_code=0, completed_at=AT)
+            ),
+            accepted("web1", Converged(seq=4, converged_at=AT, current_closure=target(WEB1))),
+        )
+        assert await it.desk.take(WEB2, 0) is not None
+        assert it.planner.last_plan is made
+        assert it.planner.current() is not made  # whoever asks how things stand is told
+
+
+@pytest.mark.parametrize("unbidden", [True, False])
+async def test_a_plan_is_made_for_a_dispatch_after_a_host_has_begun_that_was_not_reckoned_with(
+    tmp_path: Path, unbidden: bool
+) -> None:
+    async with world(tmp_path) as it:
+        it.planner.plan_now()
+        assert await it.desk.take(WEB1, 0) is not None
+        if unbidden:
+            it.take_note(
+                DispatchWithdrawn(hostname=WEB1, rollout_id=ROLLOUT, kind=DispatchKind.DISPATCH, why="a test"),
+                accepted("web1", ack()),
+            )
+        else:
+            it.take_note(
+                accepted("web1", ack()),
+                accepted("web1", ActivationDeferred(seq=2, component="kernel", deferred_at=AT)),
+            )
+            it.planner.plan_now()
+            completed = ActivationCompleted(seq=3, observed_current_closure=target(WEB1), exit_code=0, completed_at=AT)
+            it.take_note(accepted("web1", completed))
+        made = it.planner.last_plan
+        assert await it.desk.take(WEB2, 0) is not None
+        assert it.planner.last_plan is not made
 
 
 async def test_a_silent_host_is_not_waited_for_and_is_sent_for_when_it_returns(
