@@ -16,7 +16,7 @@ from nixfleet_agent import __version__
 from nixfleet_agent.config import SECONDS_MAX, merge
 from nixfleet_agent.errors import EXIT_RUNTIME, AgentError
 from nixfleet_agent.launch import complain, launch
-from nixfleet_agent.options import OPTIONS, Kind, Option, Raw, from_environment
+from nixfleet_agent.options import OPTIONS, SEPARATORS, Kind, Option, Raw, from_environment
 
 if TYPE_CHECKING:
     from nixfleet_agent import terminal
@@ -33,6 +33,7 @@ _METAVAR = {
     Kind.FRACTION: "FRACTION",
     Kind.TEXT: "TEXT",
     Kind.LIST: "TEXT",
+    Kind.PHRASES: "TEXT",
 }
 
 
@@ -50,7 +51,7 @@ def _click_option(option: Option) -> click.Option:
     return click.Option(
         [option.flag, option.name],
         type=kind,
-        multiple=option.kind is Kind.LIST,
+        multiple=option.kind in SEPARATORS,
         default=None,
         metavar=None if option.kind is Kind.CHOICE else _METAVAR[option.kind],
         help=described,

@@ -4,11 +4,12 @@ Pure. Every event and every fact has a sentence, which mypy holds to the closed 
 judged by, come before the event that gave birth to them.
 """
 
-from collections.abc import Iterable
-from typing import Any, assert_never
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, assert_never
 
 from state_machine.events import (
     Booted,
+    CalendarRead,
     CertificateLoaded,
     DispatchKind,
     DispatchReceived,
@@ -16,6 +17,7 @@ from state_machine.events import (
     Event,
     FactRefused,
     FactsDelivered,
+    HooksFinished,
     IntentRefused,
     IntentVerified,
     Poked,
@@ -23,10 +25,12 @@ from state_machine.events import (
     ProbesDeclared,
     QuarantineCleared,
     RealiseFinished,
+    RebootDelayed,
     ReplayRequested,
     SnapshotsReceived,
     SwitchFinished,
     SystemObserved,
+    TargetOffered,
     Tick,
 )
 from state_machine.facts import (
@@ -50,7 +54,7 @@ from state_machine.facts import (
     RolloutFact,
     TargetRefused,
 )
-from state_machine.values import ProbeStatus
+from state_machine.values import Basis, ProbeStatus
 from wire.timestamps import format_rfc3339
 
 
@@ -124,6 +128,14 @@ def of_fact(fact: Fact) -> str:
             assert_never(fact)
 
 
+IN_WORDS: Final[Mapping[Basis, str]] = {
+    Basis.SIGNED_MANIFEST: "a signed manifest",
+    Basis.MUTUAL_TLS: "mutual TLS alone",
+    Basis.CACHE_KEY: "the cache's key alone",
+}
+"""What the trust in a target rests on."""
+
+
 def of_event(event: Event) -> str:
     """What an event without facts was about."""
     match event:
@@ -155,6 +167,16 @@ def of_event(event: Event) -> str:
             return f"{by} lifted the quarantine of {closure or 'everything'}"
         case Poked():
             return "everything was asked for now"
+        case TargetOffered(closure=None):
+            return "nothing is wanted of this host"
+        case TargetOffered(closure=closure, basis=basis, offered_as=name):
+            return f"{closure} was offered{f' as {name}' if name else ''}; it rests on {IN_WORDS[basis]}"
+        case CalendarRead():
+            return "the windows of the weeks to come were worked out"
+        case HooksFinished(veto=veto, output=output):
+            return f"a hook said no{_because(veto)}" if veto else f"the hooks ran{_because(output)}"
+        case RebootDelayed(detail=detail):
+            return f"the host was not rebooted{_because(detail)}"
         case _:
             return _of_exchange(event)
 

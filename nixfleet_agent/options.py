@@ -24,7 +24,13 @@ class Kind(enum.Enum):
     FRACTION = "fraction"
     FLAG = "flag"
     LIST = "list"
+    PHRASES = "phrases"
+    """A list whose items may have commas."""
     CHOICE = "choice"
+
+
+SEPARATORS: Final[Mapping[Kind, str]] = {Kind.LIST: ",", Kind.PHRASES: ";"}
+"""Of the kinds that may be given more than once: what stands between items in one text."""
 
 
 @attrs.frozen(kw_only=True)
@@ -58,8 +64,13 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "control_plane_url", Kind.TEXT, "Base URL of the control plane, https.",
         env=("NIXFLEET_AGENT_CP_URL", "NIXFLEET_CONTROL_PLANE_URL"),
     ),
+    _option("source", Kind.CHOICE, "Where intent comes from: signed manifests, /api/v1, or Gradient.", "fleet",
+            choices=("fleet", "legacy", "gradient")),
     _option("machine_id", Kind.TEXT, "This host's name in the fleet.", env=("NIXFLEET_MACHINE_ID",)),
     _option("poll_interval", Kind.SECONDS, "Time between looks at the signed intent, in seconds.", "60"),
+    _option("retry_interval", Kind.SECONDS,
+            "First pause after a failed poll of a source without signatures, in seconds.", "30",
+            env=("NIXFLEET_RETRY_INTERVAL",)),
     _option("heartbeat_interval", Kind.SECONDS, "Time between heartbeats, in seconds.", "60"),
     _option("trust_file", Kind.PATH, "trust.json: the keys whose signatures count.", "/etc/nixfleet/agent/trust.json"),
     _option("ca_cert", Kind.PATH, "PEM of the CA that the control plane's certificate must come from.",
@@ -79,9 +90,29 @@ OPTIONS: Final[tuple[Option, ...]] = (
             "Narrows the signed freshness window; never widens it. In seconds."),
     _option("renewal_threshold_fraction", Kind.FRACTION,
             "Renew the certificate when less than this part of its life is left.", "0.5"),
+    _option("soak", Kind.SECONDS,
+            "How long a target must stay healthy where its source names no soak, in seconds.", "60"),
+    _option("on_failure", Kind.CHOICE, "What to do with a sick target where its source names no policy.",
+            "rollback-and-halt", choices=("rollback-and-halt", "halt")),
     _option("sustained_failure", Kind.SECONDS,
             "How long an enforce probe may fail where the policy does not say, in seconds.", "60"),
     _option("switch_timeout", Kind.SECONDS, "Deadline of a switch, in seconds.", "300"),
+    _option("activation_window", Kind.PHRASES,
+            "When switches may begin, such as 'Mon-Fri 04:00-05:00 Europe/Berlin'; repeatable, or with semicolons. "
+            "Without one: always. A rollback never waits."),
+    _option("activation_delay", Kind.SECONDS, "Begin up to this much after a window opens, at random, in seconds.",
+            "0"),
+    _option("reboot", Kind.CHOICE, "Whether the host may be rebooted for a target that waits for it.", "never",
+            choices=("never", "when-required")),
+    _option("reboot_window", Kind.PHRASES, "When reboots may begin, as for --activation-window."),
+    _option("session_lock", Kind.LIST,
+            "No reboot while this file is there, or is locked; repeatable, or with commas."),
+    _option("hooks_dir", Kind.PATH, "Executables to run before a switch, after a success and after a rollback."),
+    _option("hook_timeout", Kind.SECONDS, "Deadline of a hook, in seconds.", "60"),
+    _option("gradient_server", Kind.TEXT, "Base URL of the Gradient server, https."),
+    _option("gradient_project", Kind.TEXT, "The Gradient project to follow, ORGANIZATION/PROJECT."),
+    _option("gradient_api_key_file", Kind.PATH, "The API key for it."),
+    _option("gradient_host_name", Kind.TEXT, "The name of this host's nixosConfiguration (default: the machine id)."),
     _option("tag", Kind.LIST, "What this host calls itself, in status and heartbeats; repeatable, or with commas.",
             env=("NIXFLEET_TAGS",)),
     _option("cache_url", Kind.LIST, "A binary cache to fetch closures from before the configured substituters.",
@@ -136,7 +167,8 @@ def from_environment(environ: Mapping[str, str]) -> Raw:
 
 
 def _texts(option: Option, text: str) -> tuple[str, ...]:
-    return tuple(text.split(",")) if option.kind is Kind.LIST else (text,)
+    separator = SEPARATORS.get(option.kind)
+    return (text,) if separator is None else tuple(text.split(separator))
 
 
 def read_plain(argv: Sequence[str]) -> Raw | None:
@@ -155,7 +187,7 @@ def read_plain(argv: Sequence[str]) -> Raw | None:
             if value is None or value.startswith("--"):
                 return None
             text = value
-        raw[option.name] = (*(raw.get(option.name, ()) if option.kind is Kind.LIST else ()), *_texts(option, text))
+        raw[option.name] = (*(raw.get(option.name, ()) if option.kind in SEPARATORS else ()), *_texts(option, text))
     return raw
 
 

@@ -7,14 +7,17 @@ in the trust file, the last journal entries, what to do about it all) is added b
 from typing import Any, Final, assert_never
 
 from nixfleet_agent import __version__
+from state_machine import windows
 from state_machine.events import Duty
 from state_machine.freshness import clock_is_behind, freshness_left_ms, window_ms
 from state_machine.lifecycle import HostRollout
 from state_machine.schedule import sustained_ms
 from state_machine.state import (
+    Consulting,
     Known,
     ProbeHealth,
     Realising,
+    Rebooting,
     RollingBack,
     Session,
     Switching,
@@ -37,10 +40,18 @@ def waiting_on(known: Known) -> str | None:
     if known.settings.holds:
         return known.settings.holds
     match known.operation:
+        case Realising(opens_at=int()):
+            return "the activation window"
         case Realising(failures=failures) if failures:
             return f"fetching the closure; tries failed: {failures}"
         case Realising():
             return "fetching the closure"
+        case Consulting():
+            return "the hooks"
+        case Rebooting(retry_at=None):
+            return "the host to go down"
+        case Rebooting(why=why):
+            return f"a reboot: {why}"
         case Switching():
             return "the switch to end"
         case RollingBack(retry_at=None):
@@ -58,7 +69,7 @@ def _waiting_without_operation(known: Known) -> str | None:
     current = known.current
     match None if current is None else current.record.phase:
         case Phase.DEFERRED:
-            return "a reboot"
+            return "a reboot" if windows.waits_for_reboot(known) is None else "the reboot window"
         case Phase.SOAKING:
             unproven = sorted(
                 spec.name
@@ -75,19 +86,27 @@ def _status(health: ProbeHealth | None) -> ProbeStatus:
 
 
 def waiting_until(known: Known, session: Session | None, at: Moment) -> tuple[WallMs, str] | None:
-    """When what `waiting_on` names comes, and how to read that: `next-try`, `at-latest` or `soak-end`; None: open."""
+    """When what `waiting_on` names comes, and how to read that; None: open.
+
+    One of `next-try`, `at-latest`, `window-opens` and `soak-end`.
+    """
     if known.settings.holds:
         return None
     match known.operation:
-        case Realising(retry_at=int(retry_at)) | RollingBack(retry_at=int(retry_at)):
-            return _wall(known, retry_at, at), "next-try"
-        case Realising(due=due) | Switching(due=due) | RollingBack(due=due):
+        case Realising(retry_at=int(retry)) | RollingBack(retry_at=int(retry)) | Rebooting(retry_at=int(retry)):
+            return _wall(known, SteadyMs(retry), at), "next-try"
+        case Realising(opens_at=int(opens_at)):
+            return _writable(opens_at), "window-opens"
+        case Realising(due=due) | Consulting(due=due) | Switching(due=due) | RollingBack(due=due) | Rebooting(due=due):
             return _wall(known, due, at), "at-latest"
         case None:
             pass
     if known.waiting is not None:
         fetch_at = None if session is None else session.refetch_at
         return None if fetch_at is None else (_wall(known, fetch_at, at), "next-try")
+    if windows.waits_for_reboot(known) is not None:
+        opens = windows.reboot_opens_at(known, at.wall_ms)
+        return None if opens is None else (_writable(opens), "window-opens")
     soak_end = _soak_end(known, at)
     return None if soak_end is None else (soak_end, "soak-end")
 

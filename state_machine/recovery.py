@@ -5,7 +5,7 @@ Recovery is replay plus this one event. It needs no answer from anybody: the con
 
 import attrs
 
-from state_machine import activation, health, intake, schedule
+from state_machine import activation, health, hooks, intake, offers, schedule
 from state_machine.events import Booted
 from state_machine.state import Known
 from state_machine.turn import Turn
@@ -20,14 +20,16 @@ def known_after_boot(known: Known, event: Booted) -> Known:
 def on_booted(turn: Turn, event: Booted, *, rebooted: bool) -> None:
     """Resume whatever is unfinished, and begin the timetable of this run."""
     before = turn.known.system.running
-    turn.set(runs=turn.known.runs + 1, settings=event.settings, system=event.system)
+    turn.set(runs=turn.known.runs + 1, settings=event.settings, system=event.system, calendar=event.calendar)
     if rebooted:
         health.forget_results(turn)
     health.note_change(turn, before)
     health.doubt_results(turn)
     schedule.start(turn)
     _declare(turn, event, rebooted=rebooted)
+    offers.withdraw_all(turn)
     activation.resume(turn, rebooted=rebooted)
+    hooks.resume(turn)
     current = turn.known.current
     if current is not None and current.record.phase is Phase.DEFERRED:
         _resume_deferred(turn, rebooted=rebooted)

@@ -20,6 +20,7 @@ from state_machine.events import (
     ProbeObserved,
     QuarantineCleared,
     SwitchFinished,
+    TargetOffered,
     Tick,
     VerifiedIntent,
 )
@@ -37,7 +38,17 @@ from state_machine.passages import (
 )
 from state_machine.state import GENESIS, SeenIntent, State
 from state_machine.step import step
-from state_machine.values import CLOCK_SLACK_MS, Channel, Closure, Phase, ProbeMode, ProbeStatus, RolloutId, WallMs
+from state_machine.values import (
+    CLOCK_SLACK_MS,
+    Basis,
+    Channel,
+    Closure,
+    Phase,
+    ProbeMode,
+    ProbeStatus,
+    RolloutId,
+    WallMs,
+)
 
 PACE_MS: Final = 500
 """No exchange of one kind begins sooner than this after the one before it."""
@@ -49,14 +60,27 @@ RunPromise = Callable[[Run], Iterator[str]]
 def s1_something_verified_was_shown(run: Run) -> Iterator[str]:
     """S1: before every switch a verified manifest was shown that gives this host exactly that closure, and is fresh."""
     shown: list[IntentVerified] = []
+    offered: set[str | None] = set()
     for passage in run:
+        if isinstance(passage.event, TargetOffered):
+            offered.add(passage.event.closure)
         if isinstance(passage.event, IntentVerified):
             shown.append(passage.event)
         for order in new_switches(passage):
             wall, rollout_id = passage.event.at.wall_ms, rollout_of(passage, order)
+            if (basis := _offered_on(passage, rollout_id)) is not None:
+                if order.closure not in offered:
+                    yield f"{order.closure} was switched to on {basis}, and had not been offered"
+                continue
             fitting = [e for e in shown if e.intent.target == order.closure and e.intent.rollout_id == rollout_id]
             if not any(_fresh_by_the_wall(event.intent, wall) for event in fitting):
                 yield f"{order.closure} was switched to, and no fresh manifest for it had been shown"
+
+
+def _offered_on(passage: Passage, rollout_id: RolloutId | None) -> Basis | None:
+    """What a target that nobody signed rests on; None: it is signed, or says to be."""
+    seen = None if rollout_id is None else passage.after.intents.get(rollout_id)
+    return None if seen is None or seen.intent.basis is Basis.SIGNED_MANIFEST else seen.intent.basis
 
 
 def _fresh_by_the_wall(intent: VerifiedIntent, wall: WallMs) -> bool:

@@ -11,12 +11,14 @@ from typing import Final
 
 import attrs
 
-from state_machine.events import Duty, Settings, TargetPolicy, VerifiedIntent
+from state_machine.events import Calendar, Duty, Settings, TargetPolicy, VerifiedIntent
 from state_machine.lifecycle import HostRollout
 from state_machine.system import SystemView
 from state_machine.values import (
+    Basis,
     Channel,
     Closure,
+    HookMoment,
     HostName,
     Moment,
     OpId,
@@ -25,6 +27,7 @@ from state_machine.values import (
     ProbeSpec,
     ProbeStatus,
     RolloutId,
+    Source,
     SteadyMs,
     SubResult,
     WallMs,
@@ -101,6 +104,8 @@ class Tracked:
     refused_facts: int = 0
     rejected_at: SteadyMs | None = None
     superseded_by: RolloutId | None = None
+    untouched: bool = False
+    """It failed before the system was touched, and not through any fault of the target."""
 
     @property
     def policy(self) -> TargetPolicy:
@@ -131,6 +136,21 @@ class Realising:
     attempt: int = 1
     """Which try of the switch this prepares."""
     retry_at: SteadyMs | None = None
+    opens_at: WallMs | None = None
+    """It is in the store and waits for the activation window that opens then."""
+
+
+@attrs.frozen(kw_only=True)
+class Consulting:
+    """The operator's hooks are asked whether the switch may begin."""
+
+    op: OpId
+    rollout_id: RolloutId
+    closure: Closure
+    due: SteadyMs
+    """Past this the answer counts as lost."""
+    failures: int = 0
+    attempt: int = 1
 
 
 @attrs.frozen(kw_only=True)
@@ -159,7 +179,33 @@ class RollingBack:
     retry_at: SteadyMs | None = None
 
 
-Operation = Realising | Switching | RollingBack
+@attrs.frozen(kw_only=True)
+class Rebooting:
+    """A reboot into the deferred target has been ordered (`retry_at` None), or will be tried again at `retry_at`."""
+
+    op: OpId
+    rollout_id: RolloutId
+    closure: Closure
+    due: SteadyMs
+    """Past this the order counts as lost."""
+    attempt: int = 1
+    retry_at: SteadyMs | None = None
+    why: str = ""
+    """Why the host is not going down yet, for people."""
+
+
+Operation = Realising | Consulting | Switching | RollingBack | Rebooting
+
+
+@attrs.frozen(kw_only=True)
+class HookRun:
+    """Hooks that are to be told of something that has happened, until they have been."""
+
+    op: OpId
+    moment: HookMoment
+    rollout_id: RolloutId
+    closure: Closure
+    before: Closure | None
 
 
 @attrs.frozen(kw_only=True)
@@ -218,6 +264,9 @@ class Known:
     quarantine: Mapping[Closure, Quarantined] = attrs.field(factory=dict)
     drift: Closure | None = None
     refusals: Mapping[str, RefusalNote] = attrs.field(factory=dict)
+    calendar: Calendar | None = None
+    hook_runs: tuple[HookRun, ...] = ()
+    """What hooks have not been told yet, oldest first."""
 
     @property
     def current(self) -> Tracked | None:
@@ -272,6 +321,8 @@ class Session:
     refetch_at: SteadyMs | None = None
     """When to fetch the manifest of the held dispatch again."""
     refetch_failures: int = 0
+    calendar_asked: SteadyMs | None = None
+    """When `ReadCalendar` was ordered and has not been answered."""
 
 
 @attrs.frozen(kw_only=True)
@@ -284,8 +335,19 @@ class State:
 
 GENESIS: Final = State()
 
+TAKES_FACTS: Final = frozenset({Source.FLEET, Source.LEGACY})
+"""Sources with somebody at the other end who is told what became of a target."""
+
 
 def fact_backlog(known: Known) -> tuple[Tracked, ...]:
-    """Rollouts with facts the control plane does not have, oldest first."""
-    waiting = [t for t in known.rollouts.values() if t.record.last_seq > t.delivered_seq]
+    """Rollouts with facts that the source wants told and does not have, oldest first."""
+    if known.settings.source not in TAKES_FACTS:
+        return ()
+    waiting = [t for t in known.rollouts.values() if t.record.last_seq > t.delivered_seq and _is_ours(known, t)]
     return tuple(sorted(waiting, key=lambda tracked: tracked.number)) if waiting else ()
+
+
+def _is_ours(known: Known, tracked: Tracked) -> bool:
+    """The rollout came from the source this host follows now: what became of others is nobody's business there."""
+    signed = tracked.intent is None or tracked.intent.basis is Basis.SIGNED_MANIFEST
+    return signed is (known.settings.source is Source.FLEET)

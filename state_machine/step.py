@@ -7,15 +7,17 @@ is in the module of its topic.
 
 from typing import assert_never
 
-from state_machine import activation, delivery, health, intake, recovery, schedule
+from state_machine import activation, delivery, health, intake, offers, reboots, recovery, schedule, windows
 from state_machine.events import (
     Booted,
+    CalendarRead,
     CertificateLoaded,
     DispatchReceived,
     DutyFinished,
     Event,
     FactRefused,
     FactsDelivered,
+    HooksFinished,
     IntentRefused,
     IntentVerified,
     Poked,
@@ -23,10 +25,12 @@ from state_machine.events import (
     ProbesDeclared,
     QuarantineCleared,
     RealiseFinished,
+    RebootDelayed,
     ReplayRequested,
     SnapshotsReceived,
     SwitchFinished,
     SystemObserved,
+    TargetOffered,
     Tick,
 )
 from state_machine.state import Session, State
@@ -40,8 +44,7 @@ def step(state: State, event: Event) -> Step:
         return _boot(state, event)
     turn = Turn(state, event, state.known)
     _handle(turn, event)
-    schedule.order_due(turn)
-    return turn.finish()
+    return _close(turn)
 
 
 def exchange(state: State, at: Moment) -> Step:
@@ -56,6 +59,13 @@ def _boot(state: State, event: Booted) -> Step:
     fresh = State(known=state.known, session=Session())
     turn = Turn(fresh, event, recovery.known_after_boot(state.known, event))
     recovery.on_booted(turn, event, rebooted=rebooted)
+    return _close(turn)
+
+
+def _close(turn: Turn) -> Step:
+    """What may be due whatever the event was."""
+    reboots.consider(turn)
+    windows.order_calendar(turn)
     schedule.order_due(turn)
     return turn.finish()
 
@@ -75,6 +85,15 @@ def _handle(turn: Turn, event: Event) -> None:
             intake.on_dispatch_received(turn, event)
         case SnapshotsReceived():
             intake.on_snapshots_received(turn, event)
+        case TargetOffered():
+            offers.on_target_offered(turn, event)
+        case CalendarRead():
+            windows.on_calendar_read(turn, event)
+            activation.on_calendar(turn)
+        case HooksFinished():
+            activation.on_hooks_finished(turn, event)
+        case RebootDelayed():
+            reboots.on_reboot_delayed(turn, event)
         case RealiseFinished():
             activation.on_realise_finished(turn, event)
         case SwitchFinished():

@@ -20,6 +20,7 @@ from state_machine.events import (
     SnapshotsReceived,
     SwitchFinished,
     SystemObserved,
+    TargetOffered,
     Tick,
 )
 from state_machine.facts import (
@@ -41,16 +42,17 @@ from state_machine.passages import (
     orders,
     rollout_of,
 )
-from state_machine.state import Known, Realising, RollingBack, SeenIntent, Switching, Tracked
+from state_machine.state import Consulting, Known, Realising, Rebooting, RollingBack, SeenIntent, Switching, Tracked
 from state_machine.system import SystemView
 from state_machine.tracking import FORGOTTEN_KEPT, TRACKED_KEPT
 from state_machine.turn import REFUSALS_KEPT
-from state_machine.values import CLOCK_SLACK_MS, FailurePolicy, Phase, ProbeMode, ProbeStatus, RolloutId
+from state_machine.values import CLOCK_SLACK_MS, Basis, FailurePolicy, Phase, ProbeMode, ProbeStatus, RolloutId
 
 StepPromise = Callable[[Passage], Iterator[str]]
 
 FROM_THE_CONTROL_PLANE: Final = (
     DispatchReceived,
+    TargetOffered,
     IntentRefused,
     FactsDelivered,
     FactRefused,
@@ -62,7 +64,10 @@ FROM_THE_CONTROL_PLANE: Final = (
 
 
 def s1_only_proved_targets(passage: Passage) -> Iterator[str]:
-    """S1: a switch is ordered only to what a verified manifest gives this host, fresh at that moment by both clocks."""
+    """S1: a switch is ordered only to what a verified manifest gives this host, fresh at that moment by both clocks.
+
+    Of a source without signatures as much as can be said of it: offered, not withdrawn, and not too long ago.
+    """
     for order in new_switches(passage):
         rollout_id = rollout_of(passage, order)
         seen = None if rollout_id is None else passage.after.intents.get(rollout_id)
@@ -80,6 +85,10 @@ def _untimely(passage: Passage, seen: SeenIntent) -> Iterator[str]:
     window_s = intent.freshness_window_s if cap_s is None else min(cap_s, intent.freshness_window_s)
     limit = window_s * 1000 + CLOCK_SLACK_MS
     running = passage.after.clock.read(passage.event.at) - seen.seen_steady
+    if intent.basis is not Basis.SIGNED_MANIFEST:
+        if running > window_s * 1000:
+            yield f"{intent.rollout_id} is acted on, and was last offered {running} ms ago"
+        return
     if wall - intent.signed_at > limit or seen.seen_wall + running - intent.signed_at > limit:
         yield f"{intent.rollout_id} is acted on, and its manifest is stale"
     if intent.signed_at - wall > CLOCK_SLACK_MS:
@@ -94,7 +103,9 @@ def s2_never_an_older_manifest(passage: Passage) -> Iterator[str]:
             yield f"the newest accepted signature of {channel} went back from {mark}"
     for rollout_id in _acted_on(passage):
         seen = after.intents.get(rollout_id)
-        if seen is not None and seen.intent.signed_at < after.newest_signed.get(seen.intent.channel, -1):
+        if seen is None or seen.intent.basis is not Basis.SIGNED_MANIFEST:
+            continue
+        if seen.intent.signed_at < after.newest_signed.get(seen.intent.channel, -1):
             yield f"{rollout_id} is acted on, and a newer manifest of {seen.intent.channel} has been accepted"
     for rollout_id, _ in facts_of(passage, DispatchAck):
         if (taken := after.intents.get(rollout_id)) is not None and taken.withdrawn:
@@ -211,9 +222,11 @@ def s8_stale_stays_stale(passage: Passage) -> Iterator[str]:
             yield f"manifests of {channel} signed through {mark} are no longer marked stale"
     wall, newest = passage.event.at.wall_ms, passage.after.newest_signature
     for rollout_id in _acted_on(passage):
+        seen = passage.after.intents.get(rollout_id)
+        if seen is not None and seen.intent.basis is not Basis.SIGNED_MANIFEST:
+            continue
         if newest is not None and wall < newest - CLOCK_SLACK_MS:
             yield f"{rollout_id} is acted on, and the clock is behind the newest signature"
-        seen = passage.after.intents.get(rollout_id)
         if seen is not None and seen.intent.signed_at <= passage.after.stale_through.get(seen.intent.channel, -1):
             yield f"{rollout_id} is acted on, and its manifest was found stale once"
 
@@ -282,13 +295,15 @@ def contradictions(known: Known) -> Iterator[str]:
 def _contradictions_of_the_active(known: Known, current: Tracked) -> Iterator[str]:
     operation, phase = known.operation, current.record.phase
     match operation:
-        case Realising():
+        case Realising() | Consulting():
             fits, leads_to = phase is Phase.ACTIVATING, current.record.target_closure
         case Switching():
             # Failed: the control plane asked for a rollback in the middle of it.
             fits, leads_to = phase in (Phase.ACTIVATING, Phase.FAILED), current.record.target_closure
         case RollingBack():
             fits, leads_to = phase is Phase.FAILED, current.prior or current.record.target_closure
+        case Rebooting():
+            fits, leads_to = phase is Phase.DEFERRED, current.record.target_closure
         case None:
             fits, leads_to = phase is not Phase.ACTIVATING, current.record.target_closure
     if not fits:
