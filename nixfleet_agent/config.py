@@ -24,6 +24,12 @@ from state_machine.values import FailurePolicy, HostName, RebootPolicy, Source, 
 T = TypeVar("T")
 
 GRADIENT_POLL_S: Final = 900
+LEGACY_HEALTH_CHECKS: Final = {Source.LEGACY: Path("/etc/nixfleet/health-checks.json")}
+"""Where that generation looks when nothing is said. Without the file, or without a check in it, the whole host is one
+(protocol section 6.1)."""
+
+DELAY_MAX_S: Final = 86_400
+"""Windows come back within a week; one that may begin days late is no longer the one that was named."""
 
 SECONDS_MAX: Final = 366 * 86_400
 """Nobody means more than a year; a number beyond what the journal can hold would end every run at its first event."""
@@ -147,12 +153,12 @@ class _Reader:
             self.wrong(name, f"{value!r} is not {what}")
             return fallback
 
-    def seconds(self, name: str, least: int) -> int:
+    def seconds(self, name: str, least: int, most: int = SECONDS_MAX) -> int:
         value = self.parsed(name, int, "a whole number of seconds", least)
         if value < least:
             self.wrong(name, f"{value} is too short, at least {least}")
-        if value > SECONDS_MAX:
-            self.wrong(name, f"{str(value)[:20]} is too long, at most {SECONDS_MAX}")
+        if value > most:
+            self.wrong(name, f"{str(value)[:20]} is too long, at most {most}")
         return value
 
     def path(self, name: str) -> Path | None:
@@ -223,9 +229,9 @@ def _build(reader: _Reader) -> Config:
         client_cert=_client_cert(reader, source),
         client_key=reader.path("client_key") or host_key,
         bootstrap_token_file=reader.path("bootstrap_token_file"),
-        state_dir=reader.needed_path("state_dir"),
+        state_dir=_state_dir(reader),
         ssh_host_key_file=host_key,
-        health_checks_config=reader.path("health_checks_config"),
+        health_checks_config=reader.path("health_checks_config") or LEGACY_HEALTH_CHECKS.get(source),
         compliance_gate_mode=reader.choice("compliance_gate_mode"),
         manifest_freshness_window_secs=_freshness(reader),
         renewal_threshold_fraction=fraction,
@@ -234,7 +240,7 @@ def _build(reader: _Reader) -> Config:
         sustained_failure=reader.seconds("sustained_failure", 0),
         switch_timeout=reader.seconds("switch_timeout", 1),
         activation_windows=_windows(reader, "activation_window"),
-        activation_delay=reader.seconds("activation_delay", 0),
+        activation_delay=reader.seconds("activation_delay", 0, DELAY_MAX_S),
         reboot=RebootPolicy(reader.choice("reboot")),
         reboot_windows=_windows(reader, "reboot_window"),
         session_locks=tuple(Path(text).absolute() for text in reader.items("session_lock")),
@@ -274,6 +280,12 @@ def _url(reader: _Reader, name: str) -> str:
     elif text.lower().startswith("http:") and not reader.flag("allow_insecure"):
         reader.wrong(name, "http is refused; use https, or --allow-insecure for an experiment")
     return text.rstrip("/")
+
+
+def _state_dir(reader: _Reader) -> Path:
+    """The first generation named its database, beside which everything else goes."""
+    database = reader.path("db_path")
+    return reader.needed_path("state_dir") if database is None or "state_dir" in reader.raw else database.parent
 
 
 def _poll_interval(reader: _Reader, source: Source) -> int:
@@ -367,14 +379,22 @@ def _can_be_listened_on(text: str) -> bool:
 def _cache_urls(reader: _Reader) -> tuple[str, ...]:
     urls = reader.items("cache_url")
     for url in urls:
-        if url.startswith("-") or not _is_plain(url):
-            reader.wrong("cache_url", f"{url[:200]!r} is not the address of a binary cache")
+        if (problem := problem_with_cache(url)) is not None:
+            reader.wrong("cache_url", problem)
     return urls
+
+
+def problem_with_cache(url: str) -> str | None:
+    """Why a command may not be given this as the address of a binary cache; None: it may."""
+    if url and not url.startswith("-") and _is_plain(url):
+        return None
+    return f"{url[:200]!r} is not the address of a binary cache"
 
 
 def _client_cert(reader: _Reader, source: Source) -> Path | None:
     cert = reader.path("client_cert")
-    if cert is None and source is not Source.GRADIENT and not reader.flag("allow_insecure"):
+    # Elsewhere nobody enrols: a server that wants a certificate says so itself.
+    if cert is None and source is Source.FLEET and not reader.flag("allow_insecure"):
         reader.wrong("client_cert", "is required: where the client certificate is, or is to be written by enrolment")
     return cert
 

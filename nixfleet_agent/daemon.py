@@ -37,6 +37,7 @@ from nixfleet_agent.status import CONFIGURED, document, one_line
 from nixfleet_agent.supervision import keep_going
 from nixfleet_agent.surroundings import Surroundings, real_surroundings
 from nixfleet_agent.telemetry import Telemetry
+from nixfleet_agent.windows import in_words
 from nixfleet_agent.workers.activation import ActivationWorker
 from nixfleet_agent.workers.calendar import CalendarWorker, calendar_of
 from nixfleet_agent.workers.hooks import HookWorker
@@ -159,7 +160,7 @@ async def _run_with(
         log.info("ready", extra={"fields": {"machine_id": config.machine_id, "version": __version__}})
         parts.manager.ready()
         if once_within_s is not None:
-            exit_status = await once.settled(parts.runtime, once_within_s)
+            exit_status = await once.settled(parts.runtime, once_within_s, around.clock)
             nursery.cancel_scope.cancel()
     with trio.move_on_after(CLOSE_WITHIN_S):
         await parts.workers.source.close()
@@ -302,6 +303,7 @@ async def _answer(parts: Parts, request: Mapping[str, Any]) -> dict[str, Any]:
             said = document(state.known, state.session, parts.around.clock())
             said["contact"]["causes"] = dict(parts.telemetry.causes)
             said |= {"tags": list(parts.config.tags), "journal_error": parts.telemetry.journal_stuck}
+            _name_windows(said["windows"], parts.config)
             return {**said, "process": _process(parts), "configured": _configured(parts.config)}
         case "poke":
             await _poke(parts)
@@ -310,6 +312,14 @@ async def _answer(parts: Parts, request: Mapping[str, Any]) -> dict[str, Any]:
             return await _clear_quarantine(parts, request)
         case _:
             return {"error": "unknown request"}
+
+
+def _name_windows(windows: Mapping[str, dict[str, Any] | None], config: Config) -> None:
+    """Add the operator's own words to when they open."""
+    for name, configured in (("activation", config.activation_windows), ("reboot", config.reboot_windows)):
+        told = windows[name]
+        if told is not None:
+            told["configured"] = in_words(configured)
 
 
 def _process(parts: Parts) -> dict[str, Any]:

@@ -4,9 +4,10 @@ Pure. Every event and every fact has a sentence, which mypy holds to the closed 
 judged by, come before the event that gave birth to them.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Final, assert_never
 
+from nixfleet_agent.status import IN_WORDS
 from state_machine.events import (
     Booted,
     CalendarRead,
@@ -54,7 +55,7 @@ from state_machine.facts import (
     RolloutFact,
     TargetRefused,
 )
-from state_machine.values import Basis, ProbeStatus
+from state_machine.values import ProbeStatus, Reason
 from wire.timestamps import format_rfc3339
 
 
@@ -128,12 +129,8 @@ def of_fact(fact: Fact) -> str:
             assert_never(fact)
 
 
-IN_WORDS: Final[Mapping[Basis, str]] = {
-    Basis.SIGNED_MANIFEST: "a signed manifest",
-    Basis.MUTUAL_TLS: "mutual TLS alone",
-    Basis.CACHE_KEY: "the cache's key alone",
-}
-"""What the trust in a target rests on."""
+NO_TARGET: Final = frozenset({Reason.NOT_BUILT, Reason.AMBIGUOUS, Reason.WRONG_ARCHITECTURE})
+"""Why a source that signs nothing has no target for a host."""
 
 
 def of_event(event: Event) -> str:
@@ -188,8 +185,12 @@ def _of_exchange(
     match event:
         case IntentVerified(intent=intent):
             return f"the manifest of {intent.rollout_id} was verified, signed by key {intent.manifest_key_id}"
+        case IntentRefused(rollout_id=None, reason=reason, detail=detail) if reason in NO_TARGET:
+            return f"the source has no target for this host: {reason}{_because(detail)}"
+        case IntentRefused(rollout_id=None, reason=reason, detail=detail):
+            return f"what the source said was refused: {reason}{_because(detail)}"
         case IntentRefused(rollout_id=rollout, reason=reason, detail=detail):
-            return f"the manifest of {rollout or 'the fleet'} was refused: {reason}{_because(detail)}"
+            return f"the manifest of {rollout} was refused: {reason}{_because(detail)}"
         case FactsDelivered(rollout_id=rollout, through_seq=seq):
             return f"the control plane holds the facts of {rollout} through {seq}"
         case FactRefused(rollout_id=rollout, seq=seq, status=status, reason=reason):

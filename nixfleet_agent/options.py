@@ -43,6 +43,8 @@ class Option:
     default: str | None = None
     env: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
+    older: tuple[str, ...] = ()
+    """Flags that mean the same, from before."""
 
     @property
     def flag(self) -> str:
@@ -67,11 +69,13 @@ OPTIONS: Final[tuple[Option, ...]] = (
     _option("source", Kind.CHOICE, "Where intent comes from: signed manifests, /api/v1, or Gradient.", "fleet",
             choices=("fleet", "legacy", "gradient")),
     _option("machine_id", Kind.TEXT, "This host's name in the fleet.", env=("NIXFLEET_MACHINE_ID",)),
-    _option("poll_interval", Kind.SECONDS, "Time between looks at the signed intent, in seconds.", "60"),
+    _option("poll_interval", Kind.SECONDS, "Time between looks at what this host is to run, in seconds.", "60",
+            env=("NIXFLEET_POLL_INTERVAL",)),
     _option("retry_interval", Kind.SECONDS,
             "First pause after a failed poll of a source without signatures, in seconds.", "30",
             env=("NIXFLEET_RETRY_INTERVAL",)),
-    _option("heartbeat_interval", Kind.SECONDS, "Time between heartbeats, in seconds.", "60"),
+    _option("heartbeat_interval", Kind.SECONDS, "Time between heartbeats, or health reports, in seconds.", "60",
+            env=("NIXFLEET_HEALTH_INTERVAL",), older=("--health-interval",)),
     _option("trust_file", Kind.PATH, "trust.json: the keys whose signatures count.", "/etc/nixfleet/agent/trust.json"),
     _option("ca_cert", Kind.PATH, "PEM of the CA that the control plane's certificate must come from.",
             env=("NIXFLEET_CA_CERT",)),
@@ -81,9 +85,12 @@ OPTIONS: Final[tuple[Option, ...]] = (
             env=("NIXFLEET_CLIENT_KEY",)),
     _option("bootstrap_token_file", Kind.PATH, "One-time token for enrolment."),
     _option("state_dir", Kind.PATH, "Journal, caches, switch records.", "/var/lib/nixfleet-agent"),
+    _option("db_path", Kind.PATH, "The database of a first-generation agent: its directory is the state directory.",
+            env=("NIXFLEET_DB_PATH",)),
     _option("ssh_host_key_file", Kind.PATH, "OpenSSH ed25519 key that signs evidence.",
             "/etc/ssh/ssh_host_ed25519_key"),
-    _option("health_checks_config", Kind.PATH, "health-checks.json: what is probed."),
+    _option("health_checks_config", Kind.PATH, "health-checks.json: what is probed.",
+            env=("NIXFLEET_HEALTH_CONFIG",), older=("--health-config",)),
     _option("compliance_gate_mode", Kind.CHOICE, "What evidence probes may do.", "auto",
             choices=("auto", "disabled", "permissive", "enforce")),
     _option("manifest_freshness_window_secs", Kind.SECONDS,
@@ -100,21 +107,23 @@ OPTIONS: Final[tuple[Option, ...]] = (
     _option("activation_window", Kind.PHRASES,
             "When switches may begin, such as 'Mon-Fri 04:00-05:00 Europe/Berlin'; repeatable, or with semicolons. "
             "Without one: always. A rollback never waits."),
-    _option("activation_delay", Kind.SECONDS, "Begin up to this much after a window opens, at random, in seconds.",
-            "0"),
+    _option("activation_delay", Kind.SECONDS,
+            "Begin up to this much after an activation window opens, at random, in seconds; at most a day.", "0"),
     _option("reboot", Kind.CHOICE, "Whether the host may be rebooted for a target that waits for it.", "never",
             choices=("never", "when-required")),
-    _option("reboot_window", Kind.PHRASES, "When reboots may begin, as for --activation-window."),
+    _option("reboot_window", Kind.PHRASES,
+            "When reboots may begin, written as for --activation-window; repeatable, or with semicolons."),
     _option("session_lock", Kind.LIST,
-            "No reboot while this file is there, or is locked; repeatable, or with commas."),
-    _option("hooks_dir", Kind.PATH, "Executables to run before a switch, after a success and after a rollback."),
-    _option("hook_timeout", Kind.SECONDS, "Deadline of a hook, in seconds.", "60"),
+            "No reboot while this file exists, locked or not; repeatable, or with commas."),
+    _option("hooks_dir", Kind.PATH,
+            "Directory of executables to ask before a switch, and to tell after a success or a rollback."),
+    _option("hook_timeout", Kind.SECONDS, "Deadline of the hooks of one moment together, in seconds.", "60"),
     _option("gradient_server", Kind.TEXT, "Base URL of the Gradient server, https."),
     _option("gradient_project", Kind.TEXT, "The Gradient project to follow, ORGANIZATION/PROJECT."),
     _option("gradient_api_key_file", Kind.PATH, "The API key for it."),
     _option("gradient_host_name", Kind.TEXT, "The name of this host's nixosConfiguration (default: the machine id)."),
     _option("tag", Kind.LIST, "What this host calls itself, in status and heartbeats; repeatable, or with commas.",
-            env=("NIXFLEET_TAGS",)),
+            env=("NIXFLEET_TAGS",), older=("--tags",)),
     _option("cache_url", Kind.LIST, "A binary cache to fetch closures from before the configured substituters.",
             env=("NIXFLEET_CACHE_URL",)),
     _option("metrics_port", Kind.NUMBER, "Serve Prometheus metrics and /healthz on this port (0: any free one).",
@@ -146,7 +155,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
     ),
 )  # fmt: skip
 
-BY_FLAG: Final[Mapping[str, Option]] = {option.flag: option for option in OPTIONS}
+BY_FLAG: Final[Mapping[str, Option]] = {flag: option for option in OPTIONS for flag in (option.flag, *option.older)}
 BY_NAME: Final[Mapping[str, Option]] = {option.name: option for option in OPTIONS}
 
 Raw = dict[str, tuple[str, ...]]

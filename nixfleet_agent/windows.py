@@ -4,8 +4,9 @@
     Mon-Fri 22:00-02:00 Europe/Berlin    five times a week, over midnight, in that zone
     Sat,Sun 00:00-24:00 UTC              the whole of the weekend
 
-A window belongs to the day on which it begins. On the days that clocks are put forward or back it is as much shorter
-or longer as the day is; one of which nothing is left does not take place.
+A window belongs to the day on which it begins: it opens when the clocks there first show its beginning or a later
+time, and closes when they first show its end or a later time. So it takes place once on a day that has its hours twice,
+and not at all on one that has none of them.
 """
 
 import re
@@ -19,7 +20,7 @@ from state_machine.values import WallMs
 
 if TYPE_CHECKING:
     import zoneinfo
-    from datetime import date
+    from datetime import date, datetime
 
 DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _MINUTES_A_DAY: Final = 24 * 60
@@ -63,13 +64,15 @@ def parse_window(text: str) -> Window:
     """
     found = _SYNTAX.fullmatch(text.strip())
     if found is None:
-        raise WindowError(text=text, problem="is not days, a span of time and a zone")
+        raise WindowError(text=text, problem="is not days, a span of time and a zone, of which the second is needed")
     zone = found["zone"] or ""
     if zone and not _is_zone(zone):
         raise WindowError(text=text, problem=f"names {zone!r}, which this host's time zone database does not have")
     begins, ends = _minutes(text, found["begins"]), _minutes(text, found["ends"])
-    if begins in (_MINUTES_A_DAY, ends):
-        raise WindowError(text=text, problem="begins when it ends")
+    if begins == _MINUTES_A_DAY:
+        raise WindowError(text=text, problem="begins at 24:00, which is 00:00 of the next day: name that")
+    if begins == ends:
+        raise WindowError(text=text, problem="ends when it begins; a whole day is 00:00-24:00, a window something")
     return Window(days=_days(text, found["days"]), begins=begins, ends=ends, zone=zone)
 
 
@@ -110,54 +113,86 @@ def _is_zone(name: str) -> bool:
     return True
 
 
-def spans(windows: Iterable[Window], since: WallMs, days: int, delay_s: float = 0.0) -> tuple[Span, ...]:
-    """When the windows are open in the `days` days after `since`, in order and without overlaps.
+def spans(
+    windows: Iterable[Window], since: WallMs, days: int, *, delay_s: float = 0.0, jitter: float = 0.0
+) -> tuple[Span, ...]:
+    """When the windows are open in the `days` days after `since`, in order; what overlaps or touches is one span.
 
-    Each begins `delay_s` seconds late, or not at all where that is past its end.
+    Each span begins late by the part `jitter`, in [0, 1), of `delay_s` seconds, or of its own length if that is less:
+    however long the delay, something is left of every span.
     """
-    found = sorted((span for window in windows for span in _spans(window, since, days, delay_s)), key=_begins)
+    found = sorted((span for window in windows for span in _spans(window, since, days)), key=_begins)
     joined: list[Span] = []
     for span in found:
         if joined and span.begins <= joined[-1].ends:
             joined[-1] = attrs.evolve(joined[-1], ends=max(joined[-1].ends, span.ends))
-        elif span.ends > since:
+        else:
             joined.append(span)
-    return tuple(joined)
+    late = (_late(span, delay_s, jitter) for span in joined if span.ends > since)
+    return tuple(late)
 
 
 def _begins(span: Span) -> int:
     return span.begins
 
 
-def _spans(window: Window, since: WallMs, days: int, delay_s: float) -> Iterator[Span]:
-    from datetime import datetime, timedelta
+def _late(span: Span, delay_s: float, jitter: float) -> Span:
+    delay_ms = int(jitter * min(delay_s * 1000, span.ends - span.begins))
+    return attrs.evolve(span, begins=WallMs(span.begins + delay_ms)) if delay_ms else span
+
+
+def _spans(window: Window, since: WallMs, days: int) -> Iterator[Span]:
+    from datetime import timedelta
 
     zone = _tz(window.zone)
-    today = datetime.fromtimestamp(since / 1000, zone).date()
+    today = _on_the_wall(since // 1000, zone).date()
     over_midnight = _MINUTES_A_DAY if window.ends <= window.begins else 0
     for offset in range(-1, days + 1):
         day = today + timedelta(days=offset)
         if day.weekday() not in window.days:
             continue
-        begins = int(_instant(day, window.begins, zone) + delay_s * 1000)
-        ends = _instant(day, window.ends + over_midnight, zone)
+        begins = _first_shown(day, window.begins, zone)
+        ends = _first_shown(day, window.ends + over_midnight, zone)
         if begins < ends:
-            yield Span(begins=WallMs(begins), ends=WallMs(ends))
+            yield Span(begins=WallMs(begins * 1000), ends=WallMs(ends * 1000))
 
 
 def _tz(name: str) -> "zoneinfo.ZoneInfo | None":
+    """The rules as they are in the database now; None stands for the host's own."""
     import zoneinfo
 
-    return zoneinfo.ZoneInfo(name) if name else None
+    return zoneinfo.ZoneInfo.no_cache(name) if name else None
 
 
-def _instant(day: "date", minutes: int, zone: "zoneinfo.ZoneInfo | None") -> int:
-    """Milliseconds since 1970 of a time on the wall; without a zone the host's own rules count."""
+def _on_the_wall(seconds: int, zone: "zoneinfo.ZoneInfo | None") -> "datetime":
+    """What the clocks of a zone show at an instant, in seconds since 1970."""
+    from datetime import datetime
+
+    return datetime.fromtimestamp(seconds, zone).replace(tzinfo=None)
+
+
+def _first_shown(day: "date", minutes: int, zone: "zoneinfo.ZoneInfo | None") -> int:
+    """The first second since 1970 at which the clocks show this time of the day or a later one.
+
+    Where clocks are put back, a time is shown twice, and Python reckons the first (PEP 495); where they are put
+    forward past it, Python reckons as if they had not been, which is after the step that is looked for.
+    """
     from datetime import datetime, time, timedelta
 
-    on = day + timedelta(days=minutes // _MINUTES_A_DAY)
-    at: datetime = datetime.combine(on, time(minutes % _MINUTES_A_DAY // 60, minutes % 60), zone)
-    return int(at.timestamp() * 1000)
+    shows = datetime.combine(day + timedelta(days=minutes // _MINUTES_A_DAY), time()) + timedelta(
+        minutes=minutes % _MINUTES_A_DAY
+    )
+    after = int(shows.replace(tzinfo=zone).timestamp())
+    if _on_the_wall(after, zone) == shows:
+        return after
+    before = int(shows.replace(tzinfo=zone, fold=1).timestamp())
+    while after - before > 1:
+        middle = (before + after) // 2
+        if _on_the_wall(middle, zone) < shows:
+            before = middle
+        else:
+            after = middle
+    return after
 
 
 def in_words(windows: Sequence[Window]) -> str:

@@ -123,14 +123,20 @@ def on_realise_finished(turn: Turn, event: RealiseFinished) -> None:
             _fail(turn, operation.rollout_id, EXIT_UNTRUSTED, f"{Reason.REALISE_FAILED}: signature: {event.detail}")
         case Realising(op=event.op, retry_at=None) as operation:
             turn.refuse(Reason.REALISE_FAILED, event.detail, operation.rollout_id)
-            _realise_later(turn, operation, event.jitter)
+            _realise_later(turn, operation, event.jitter, Reason.REALISE_FAILED, event.detail)
         case _:
             turn.unexpected(f"no realisation {event.op} is under way")
 
 
-def _realise_later(turn: Turn, operation: Realising, jitter: float) -> None:
+def _realise_later(turn: Turn, operation: Realising, jitter: float, reason: Reason, why: str) -> None:
     pause = backoff_ms(REALISE_BASE_MS, REALISE_CAP_MS, operation.failures, jitter)
-    later = attrs.evolve(operation, failures=operation.failures + 1, retry_at=SteadyMs(turn.now + pause))
+    later = attrs.evolve(
+        operation,
+        failures=operation.failures + 1,
+        retry_at=SteadyMs(turn.now + pause),
+        reason=reason,
+        why=why[:512],
+    )
     turn.set(operation=later)
 
 
@@ -138,6 +144,7 @@ def _switch_if_allowed(turn: Turn, operation: Realising, jitter: float, *, consu
     """The moment of the decision (S1): fetching may have taken longer than the manifest stays fresh.
 
     Outside the activation window it waits; inside it the operator's hooks are asked, and all of this is asked again.
+    What has begun already is finished without asking anybody but the source.
     """
     held = HeldDispatch(rollout_id=operation.rollout_id, target=operation.closure)
     seen = turn.known.intents.get(operation.rollout_id)
@@ -148,11 +155,13 @@ def _switch_if_allowed(turn: Turn, operation: Realising, jitter: float, *, consu
     )
     if turn.known.settings.holds:
         turn.refuse(Reason.BUSY, turn.known.settings.holds, operation.rollout_id)
-        return _realise_later(turn, operation, jitter)
-    if seen is not None and seen.withdrawn:
-        return _realise_later(turn, operation, jitter)  # it may prove again, or its time runs out
+        return _realise_later(turn, operation, jitter, Reason.BUSY, turn.known.settings.holds)
+    if seen is not None and seen.withdrawn:  # it may prove again, or its time runs out
+        return _realise_later(turn, operation, jitter, Reason.MISSING, "what it rests on was taken back")
     if refusal is not None:
         return _refuse_for_now(turn, operation, jitter, *refusal)
+    if operation.begun:
+        return _order_switch(turn, operation)
     opens_at = windows.opens_at(turn.known.calendar, windows.activation, turn.wall)
     if opens_at is None or opens_at > turn.wall:
         return _wait_for_window(turn, operation, opens_at)
@@ -168,13 +177,13 @@ def _refuse_for_now(turn: Turn, operation: Realising, jitter: float, reason: Rea
             operation.rollout_id,
             lambda seq: TargetRefused(seq=seq, reason=reason, detail=detail[:512], refused_at=turn.wall),
         )
-    _realise_later(turn, operation, jitter)
+    _realise_later(turn, operation, jitter, reason, detail)
 
 
 def _wait_for_window(turn: Turn, operation: Realising, opens_at: WallMs | None) -> None:
     """It is in the store; what holds now is asked again when the window opens, and so is whether it is still there."""
     when = windows.known_through(turn) if opens_at is None else opens_at
-    turn.set(operation=attrs.evolve(operation, opens_at=when))
+    turn.set(operation=attrs.evolve(operation, opens_at=when, reason=None, why=""))
 
 
 def _consult(turn: Turn, operation: Realising) -> None:
@@ -214,6 +223,15 @@ def _prepared(turn: Turn, operation: Consulting) -> Realising:
         failures=operation.failures,
         attempt=operation.attempt,
     )
+
+
+def let_go(turn: Turn, why: str) -> None:
+    """The target that is being prepared is no longer wanted: its rollout ends before the system was touched."""
+    operation = turn.known.operation
+    assert isinstance(operation, Realising | Consulting)
+    _note_untouched(turn, operation.rollout_id)
+    turn.order(Abandon(op=operation.op))
+    _fail(turn, operation.rollout_id, EXIT_GENERIC, why)
 
 
 def _note_untouched(turn: Turn, rollout_id: RolloutId) -> None:
@@ -293,8 +311,8 @@ def again_or_fail(
     again = _realising(turn, rollout_id, operation.closure, attempt=operation.attempt + 1)
     if outcome is SwitchOutcome.LOCK_HELD:
         turn.refuse(Reason.BUSY, detail, rollout_id)
-        return _realise_later(turn, again, jitter)
-    return _order_realise(turn, again)
+        return _realise_later(turn, again, jitter, Reason.BUSY, detail)
+    return _order_realise(turn, attrs.evolve(again, begun=not rebooted))
 
 
 def _switch_failed(
@@ -462,8 +480,7 @@ def on_time(turn: Turn) -> None:
         case Realising(retry_at=int(retry_at)) as operation if retry_at <= turn.now:
             _order_realise(turn, attrs.evolve(operation, op=turn.new_op(), retry_at=None))
         case Realising(opens_at=int(opens_at)) as operation:
-            if opens_at <= turn.wall:
-                _order_realise(turn, attrs.evolve(operation, op=turn.new_op(), opens_at=None))
+            _look_at_window(turn, operation, opens_at)
         case Realising(retry_at=None, due=due) as operation if due <= turn.now:
             _order_realise(turn, operation)
         case Consulting(due=due) as operation if due <= turn.now:
@@ -479,6 +496,15 @@ def on_time(turn: Turn) -> None:
             intake.consider(turn, may_fetch=True)
         case _:
             pass
+
+
+def _look_at_window(turn: Turn, operation: Realising, expected: int) -> None:
+    """It may be open by now, later than expected or, where the clock has been set, sooner."""
+    opens_at = windows.opens_at(turn.known.calendar, windows.activation, turn.wall)
+    if opens_at is not None and opens_at <= turn.wall:
+        _order_realise(turn, attrs.evolve(operation, op=turn.new_op(), opens_at=None))
+    elif expected <= turn.wall:
+        _wait_for_window(turn, operation, opens_at)
 
 
 def _switch_lost(turn: Turn, rollout_id: RolloutId) -> None:
@@ -497,6 +523,9 @@ def on_calendar(turn: Turn) -> None:
 
 def resume(turn: Turn, *, rebooted: bool) -> None:
     """Take up the operation that an earlier run of the agent left behind."""
+    left_behind = turn.known.operation
+    if isinstance(left_behind, Realising) and rebooted:  # what runs now was brought up by a boot, whole
+        turn.set(operation=attrs.evolve(left_behind, begun=False))
     match turn.known.operation:
         case Realising(retry_at=None) as operation:
             _order_realise(turn, attrs.evolve(operation, opens_at=None))
@@ -504,6 +533,8 @@ def resume(turn: Turn, *, rebooted: bool) -> None:
             _order_realise(turn, _prepared(turn, operation))
         case Rebooting() if rebooted:
             turn.set(operation=None)
+        case Rebooting(retry_at=None) as operation:  # it may never have been asked for
+            turn.set(operation=attrs.evolve(operation, retry_at=turn.now))
         case Switching() as operation if rebooted:
             turn.set(operation=None)
             _resume_switch_after_reboot(turn, operation)

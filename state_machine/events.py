@@ -52,10 +52,11 @@ class Span:
 class Calendar:
     """When activations and reboots may begin, as instants: time zones are the business of whoever made it.
 
-    None: always. Nothing is known of the time from `through` on.
+    None: always. Nothing is known of the time before `since`, nor from `through` on.
     """
 
     through: WallMs
+    since: WallMs = WallMs(0)
     activation: tuple[Span, ...] | None = None
     reboot: tuple[Span, ...] | None = None
 

@@ -19,8 +19,9 @@ def age_verdict(signed_at: WallMs, now: WallMs, window_ms: int) -> Reason | None
 
 
 def window_ms(known: Known, seen: SeenIntent) -> int:
-    """The channel's signed window, narrowed by the operator's cap if there is one."""
-    window_s, cap_s = seen.intent.freshness_window_s, known.settings.freshness_cap_s
+    """The channel's signed window, narrowed by the operator's cap if there is one; of an offer, how long it is good."""
+    window_s = seen.intent.freshness_window_s
+    cap_s = known.settings.freshness_cap_s if is_signed(seen.intent) else None
     return 1000 * (window_s if cap_s is None else min(window_s, cap_s))
 
 

@@ -18,9 +18,17 @@ OWED_MAX: Final = 8
 
 def ask(turn: Turn, op: OpId, tracked: Tracked) -> None:
     """Ask whether a switch to the rollout's target may begin."""
-    record = tracked.record
-    _order(turn, HookRun(op=op, moment=HookMoment.BEFORE_SWITCH, rollout_id=record.rollout_id,
-                         closure=record.target_closure, before=turn.known.system.running), _basis(tracked))  # fmt: skip
+    _order(
+        turn,
+        HookRun(
+            op=op,
+            moment=HookMoment.BEFORE_SWITCH,
+            rollout_id=tracked.record.rollout_id,
+            closure=tracked.record.target_closure,
+            before=turn.known.system.running,
+            basis=_basis(tracked),
+        ),
+    )
 
 
 def tell(turn: Turn, moment: HookMoment, tracked: Tracked) -> None:
@@ -35,9 +43,10 @@ def tell(turn: Turn, moment: HookMoment, tracked: Tracked) -> None:
         rollout_id=tracked.record.rollout_id,
         closure=(prior or target) if went_back else target,
         before=target if went_back else prior,
+        basis=_basis(tracked),
     )
     turn.set(hook_runs=(*turn.known.hook_runs, run)[-OWED_MAX:])
-    _order(turn, run, _basis(tracked))
+    _order(turn, run)
 
 
 def told(turn: Turn, event: HooksFinished) -> None:
@@ -53,12 +62,11 @@ def resume(turn: Turn) -> None:
     if not turn.known.settings.hooks:
         return turn.set(hook_runs=())
     for run in turn.known.hook_runs:
-        tracked = turn.known.rollouts.get(run.rollout_id)
-        _order(turn, run, Basis.SIGNED_MANIFEST if tracked is None else _basis(tracked))
+        _order(turn, run)
     return None
 
 
-def _order(turn: Turn, run: HookRun, basis: Basis) -> None:
+def _order(turn: Turn, run: HookRun) -> None:
     turn.order(
         RunHooks(
             op=run.op,
@@ -66,7 +74,7 @@ def _order(turn: Turn, run: HookRun, basis: Basis) -> None:
             rollout_id=run.rollout_id,
             closure=run.closure,
             before=run.before,
-            basis=basis,
+            basis=run.basis,
         )
     )
 

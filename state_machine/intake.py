@@ -22,7 +22,7 @@ from state_machine.events import (
 )
 from state_machine.facts import ActivationFailed, DispatchAck, DispatchReject, RollbackRequested, TargetRefused
 from state_machine.freshness import freshness_left_ms, is_signed, is_superseded, time_verdict
-from state_machine.state import Consulting, HeldDispatch, Known, Realising, SeenIntent, Tracked
+from state_machine.state import Consulting, HeldDispatch, Known, Realising, SeenIntent, Tracked, is_of_source
 from state_machine.turn import Turn, without
 from state_machine.values import (
     Closure,
@@ -66,7 +66,7 @@ def _in_time(known: Known, held: HeldDispatch, seen: SeenIntent, wall: WallMs, n
 
 
 def _from_the_source(known: Known, held: HeldDispatch, seen: SeenIntent, wall: WallMs, now: SteadyMs) -> Refusal | None:
-    if is_signed(seen.intent) is (known.settings.source is Source.FLEET):
+    if is_of_source(known.settings.source, seen.intent):
         return None
     rests_on, follows = seen.intent.basis, known.settings.source
     return Reason.SUPERSEDED, f"it rests on {rests_on}, and this host follows {follows} now"
@@ -77,12 +77,7 @@ def _not_quarantined(known: Known, held: HeldDispatch, seen: SeenIntent, wall: W
     return None if entry is None else (Reason.QUARANTINED, f"rolled back in {entry.rollout_id}: {entry.why}")
 
 
-REQUIREMENTS: Final[tuple[Requirement, ...]] = (
-    _names_this_target,
-    _from_the_source,
-    _in_time,
-    _not_quarantined,
-)
+REQUIREMENTS: Final[tuple[Requirement, ...]] = (_names_this_target, _from_the_source, _in_time, _not_quarantined)
 """What must hold at the moment of a decision to switch (S1, S2, S3, S8), in this order."""
 
 
@@ -116,7 +111,7 @@ def unmet(known: Known, held: HeldDispatch, seen: SeenIntent, wall: WallMs, now:
 
 def on_intent_verified(turn: Turn, event: IntentVerified) -> None:
     """Accept proved intent if it is acceptable in time, then look again at a dispatch that waited for it."""
-    if turn.known.settings.source is not Source.FLEET:
+    if turn.known.settings.source is not Source.FLEET or not is_signed(event.intent):
         return turn.unexpected(NOT_OF_A_FLEET)
     intent = event.intent
     stored = turn.known.intents.get(intent.rollout_id)
@@ -160,11 +155,15 @@ def _accept_intent(turn: Turn, seen: SeenIntent) -> None:
 
 
 def forget_intents(turn: Turn, newest: RolloutId) -> None:
-    """Keep a bounded number of intents. One that goes is marked: shown again, its age would start afresh (S8)."""
+    """Keep a bounded number of intents. One that goes is marked: shown again, its age would start afresh (S8).
+
+    What was only offered goes first: a fleet that the host comes back to must not find its manifests marked for it.
+    """
     known = turn.known
     needed = {known.active, newest, known.waiting.rollout_id if known.waiting else None}
     spare = [seen for rollout_id, seen in known.intents.items() if rollout_id not in needed]
-    spare.sort(key=lambda seen: (not is_superseded(known, seen.intent), seen.intent.signed_at, seen.intent.rollout_id))
+    spare.sort(key=lambda seen: (is_signed(seen.intent), not is_superseded(known, seen.intent), seen.intent.signed_at,
+                                 seen.intent.rollout_id))  # fmt: skip
     for seen in spare[: max(0, len(known.intents) - INTENTS_KEPT)]:
         if not is_superseded(known, seen.intent):
             mark_stale(turn, seen)
@@ -173,6 +172,8 @@ def forget_intents(turn: Turn, newest: RolloutId) -> None:
 
 def mark_stale(turn: Turn, seen: SeenIntent) -> None:
     """Remember that intent signed at this instant is stale, whatever the clock will say later (S8)."""
+    if not is_signed(seen.intent):
+        return
     channel, signed_at = seen.intent.channel, seen.intent.signed_at
     if turn.known.stale_through.get(channel, WallMs(-1)) < signed_at:
         turn.set(stale_through={**turn.known.stale_through, channel: signed_at})
@@ -305,7 +306,7 @@ def _reject_held(turn: Turn, reason: Reason, detail: str) -> None:
     turn.set_session(refetch_at=None, refetch_failures=0)
     if held.adopted is not None:
         return  # it is not ours to answer for; the next heartbeat brings it up again
-    tracked = turn.known.rollouts.get(held.rollout_id) or tracking.track(turn, held, None)
+    tracked = turn.known.rollouts.get(held.rollout_id) or tracking.track(turn, held, _offer_of(turn, held))
     if tracked.record.phase is not Phase.PENDING:
         return
     turn.put(attrs.evolve(tracked, rejected_at=turn.now))
@@ -315,6 +316,12 @@ def _reject_held(turn: Turn, reason: Reason, detail: str) -> None:
             lambda seq: TargetRefused(seq=seq, reason=reason, detail=detail[:512], refused_at=turn.wall),
         )
     turn.record(held.rollout_id, lambda seq: DispatchReject(seq=seq, reason=reason, rejected_at=turn.wall))
+
+
+def _offer_of(turn: Turn, held: HeldDispatch) -> VerifiedIntent | None:
+    """What a held target that nobody signed stands for, so that its record says where it came from."""
+    seen = turn.known.intents.get(held.rollout_id)
+    return None if seen is None or is_signed(seen.intent) else seen.intent
 
 
 def _take(turn: Turn, held: HeldDispatch, intent: VerifiedIntent) -> None:

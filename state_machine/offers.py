@@ -3,19 +3,20 @@
 An offer becomes a rollout like any other, under a name that this host gives it; from there on nothing tells the two
 apart but the basis of their trust. An offer counts for as long as its source goes on saying the same: it is good for
 `OFFER_GOOD_S`, renewed by being said again, and after a start of the agent it has to be said anew before anything is
-begun on its account.
+begun on its account. A source that cannot say anything takes nothing back; one that says something else does.
 """
 
 from typing import Final
 
 import attrs
 
-from state_machine import intake
+from state_machine import activation, intake
 from state_machine.events import TargetOffered, VerifiedIntent
 from state_machine.freshness import is_signed
-from state_machine.state import HeldDispatch, Known, SeenIntent, Tracked
+from state_machine.state import Consulting, HeldDispatch, Known, Realising, SeenIntent, Tracked, is_of_source
 from state_machine.turn import Turn
 from state_machine.values import (
+    Basis,
     Channel,
     Closure,
     Phase,
@@ -30,20 +31,21 @@ RENEW_AFTER_MS: Final = OFFER_GOOD_S * 1000 // 4
 """An offer that is said again is put on record only so often."""
 TRY_AGAIN_MS: Final = 900_000
 """How long after a failure that says nothing about the target (a lock that was held) it is tried again."""
+NO_LONGER_OFFERED: Final = "no longer offered"
 
 
 def on_target_offered(turn: Turn, event: TargetOffered) -> None:
     """Take up a target that is new, renew one that is said again, leave one alone that was rolled back (S3)."""
     known = turn.known
-    if known.settings.source is Source.FLEET:
-        return turn.unexpected("this host follows signed manifests, not offers")
+    if known.settings.source is Source.FLEET or event.basis is Basis.SIGNED_MANIFEST:
+        return turn.unexpected("this host follows signed manifests, and an offer is none")
     if event.closure is None:
-        return withdraw_all(turn)
+        return _no_longer_wanted(turn)
     if not is_closure(event.closure):
         return turn.refuse(Reason.PARSE, f"no closure name: {event.closure[:64]!r}")
     closure = Closure(event.closure)
     if (entry := known.quarantine.get(closure)) is not None:
-        withdraw_all(turn)
+        _no_longer_wanted(turn)
         return turn.refuse(Reason.QUARANTINED, f"rolled back in {entry.rollout_id}: {entry.why}", closure)
     if (same := _offered_before(known, closure, event)) is not None:
         return _say_again(turn, same)
@@ -66,16 +68,23 @@ def _offered_before(known: Known, closure: Closure, event: TargetOffered) -> Rol
 def _is_of(known: Known, rollout_id: RolloutId, event: TargetOffered) -> bool:
     seen, tracked = known.intents.get(rollout_id), known.rollouts.get(rollout_id)
     intent = seen.intent if seen is not None else None if tracked is None else tracked.intent
-    return intent is not None and intent.basis is event.basis
+    return intent is not None and intent.basis is event.basis and is_of_source(known.settings.source, intent)
 
 
 def _may_try_again(known: Known, current: Tracked, event: TargetOffered) -> bool:
-    """An operator lifted its quarantine, or it failed some time ago for reasons that are not its own."""
+    """It is not quarantined any more, or it failed for reasons that are not its own: before it was taken back, too.
+
+    Where its source has stood by it all the time, that is a while ago; the clock may have been set since.
+    """
     record = current.record
     if record.phase is Phase.REVERTED:
         return True
-    since = event.at.wall_ms - (record.failed_at or 0)
-    return record.phase is Phase.FAILED and current.untouched and since >= TRY_AGAIN_MS
+    if record.phase is not Phase.FAILED:
+        return False
+    seen = known.intents.get(record.rollout_id)
+    taken_back = seen is None or seen.withdrawn
+    since = abs(event.at.wall_ms - (record.failed_at or 0))
+    return current.cleared or (current.untouched and (taken_back or since >= TRY_AGAIN_MS))
 
 
 def _say_again(turn: Turn, rollout_id: RolloutId) -> None:
@@ -84,16 +93,16 @@ def _say_again(turn: Turn, rollout_id: RolloutId) -> None:
         turn.set(waiting=None)  # the source has changed its mind, and changed it back
     seen = turn.known.intents.get(rollout_id)
     if seen is None or not (seen.withdrawn or turn.now - seen.seen_steady >= RENEW_AFTER_MS):
-        return
+        return None
     fresh = attrs.evolve(seen, withdrawn=False, seen_wall=turn.wall, seen_steady=turn.now)
     turn.set(intents={**turn.known.intents, rollout_id: fresh})
-    intake.consider(turn)
+    return intake.consider(turn)
 
 
 def _take_up(turn: Turn, closure: Closure, event: TargetOffered) -> None:
     settings = turn.known.settings
     channel = Channel(settings.source.value)
-    rollout_id = RolloutId(f"{channel}@{turn.known.next_number:08x}")
+    rollout_id = _free_name(turn.known, channel)
     intent = VerifiedIntent(
         rollout_id=rollout_id,
         channel=channel,
@@ -115,6 +124,37 @@ def _take_up(turn: Turn, closure: Closure, event: TargetOffered) -> None:
     )
     intake.forget_intents(turn, rollout_id)
     intake.consider(turn)
+
+
+def _free_name(known: Known, channel: Channel) -> RolloutId:
+    """A fleet may have a channel of the same name, and may have had any rollout in it."""
+    number = known.next_number
+    while (name := RolloutId(f"{channel}@{number:08x}")) in known.rollouts or name in known.forgotten:
+        number += 1
+    return name
+
+
+def _no_longer_wanted(turn: Turn) -> None:
+    """The source has nothing for this host: what is only being prepared for its sake ends here.
+
+    A switch that was cut off in the middle is no longer only prepared: it stays on the record as under way.
+    """
+    withdraw_all(turn)
+    known, current, operation = turn.known, turn.known.current, turn.known.operation
+    if current is None or current.intent is None or known.settings.holds:
+        return
+    if isinstance(operation, Consulting) or (isinstance(operation, Realising) and not operation.begun):
+        if is_of_source(known.settings.source, current.intent):
+            activation.let_go(turn, NO_LONGER_OFFERED)
+
+
+def begin_run(turn: Turn) -> None:
+    """What was offered before counts for nothing until it is said again; what another source wanted is let go of."""
+    withdraw_all(turn)
+    held, source = turn.known.waiting, turn.known.settings.source
+    if held is not None and source is not Source.FLEET:
+        turn.refuse(Reason.SUPERSEDED, f"this host follows {source} now", held.rollout_id)
+        turn.set(waiting=None)
 
 
 def withdraw_all(turn: Turn) -> None:

@@ -27,7 +27,7 @@ def on_booted(turn: Turn, event: Booted, *, rebooted: bool) -> None:
     health.doubt_results(turn)
     schedule.start(turn)
     _declare(turn, event, rebooted=rebooted)
-    offers.withdraw_all(turn)
+    offers.begin_run(turn)
     activation.resume(turn, rebooted=rebooted)
     hooks.resume(turn)
     current = turn.known.current

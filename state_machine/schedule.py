@@ -10,7 +10,7 @@ from typing import Any, Final
 from state_machine import windows
 from state_machine.actions import DeliverFacts, FetchIntent, Perform
 from state_machine.events import CertificateLoaded, Duty, DutyFinished, Settings
-from state_machine.freshness import freshness_left_ms, is_marked_stale
+from state_machine.freshness import freshness_left_ms, is_marked_stale, is_signed
 from state_machine.state import (
     Consulting,
     Known,
@@ -146,7 +146,8 @@ def _spread(period_ms: int, jitter: float) -> int:
 def _retry_ms(settings: Settings, event: DutyFinished, failures: int) -> int:
     base, cap = BACKOFF_BASE_MS[event.duty], BACKOFF_CAP_MS[event.duty]
     if event.duty is Duty.INTENT and settings.source is not Source.FLEET:
-        base, cap = settings.retry_interval_s * 1000, max(settings.retry_interval_s, settings.poll_interval_s) * 1000
+        base = max(settings.retry_interval_s * 1000, POLL_GAP_MS)
+        cap = max(base, settings.poll_interval_s * 1000)
     own = backoff_ms(base, cap, failures - 1, event.jitter)
     return max(own, min(event.retry_after_ms or 0, RETRY_AFTER_CAP_MS))
 
@@ -186,8 +187,10 @@ def _order_delivery(turn: Turn) -> None:
         return
     if not (backlog := fact_backlog(turn.known)):
         return
-    # One rollout whose facts will not go through must not stand in the way of the others.
-    first = next((tracked for tracked in backlog if tracked.number > session.stuck), backlog[0])
+    # One rollout whose facts will not go through must not stand in the way of the others. A server that is only told
+    # what this host did last must be told in order, and knows no rollouts that could get stuck.
+    passed_over = 0 if turn.known.settings.source is Source.LEGACY else session.stuck
+    first = next((tracked for tracked in backlog if tracked.number > passed_over), backlog[0])
     from_seq = first.delivered_seq + 1
     turn.set_session(
         due=without(session.due, Duty.DELIVERY),
@@ -281,7 +284,8 @@ def _wall_waits(state: State, wall: WallMs, now: SteadyMs) -> list[int]:
             waits.append(due - wall)
     waits += _window_waits(state, wall, now)
     for seen in known.intents.values():
-        if not is_marked_stale(known, seen):
+        # That an offer is no longer said again matters only when something is begun on its account.
+        if is_signed(seen.intent) and not is_marked_stale(known, seen):
             waits.append(freshness_left_ms(known, seen, wall, now) + 1)
     return waits
 
@@ -289,7 +293,8 @@ def _wall_waits(state: State, wall: WallMs, now: SteadyMs) -> list[int]:
 def _window_waits(state: State, wall: WallMs, now: SteadyMs) -> list[int]:
     known, waits = state.known, []
     if isinstance(known.operation, Realising) and known.operation.opens_at is not None:
-        waits.append(known.operation.opens_at - wall)
+        opens_at = windows.opens_at(known.calendar, windows.activation, wall)  # the clock may have been set since
+        waits.append(min(known.operation.opens_at, known.operation.opens_at if opens_at is None else opens_at) - wall)
     if known.operation is None and known.waiting is None and windows.waits_for_reboot(known) is not None:
         opens = windows.reboot_opens_at(known, wall)
         waits += [] if opens is None else [opens - wall]

@@ -26,6 +26,7 @@ from state_machine.values import (
     ProbeMode,
     ProbeSpec,
     ProbeStatus,
+    Reason,
     RolloutId,
     Source,
     SteadyMs,
@@ -106,6 +107,8 @@ class Tracked:
     superseded_by: RolloutId | None = None
     untouched: bool = False
     """It failed before the system was touched, and not through any fault of the target."""
+    cleared: bool = False
+    """An operator has lifted the quarantine that its failure put its target into."""
 
     @property
     def policy(self) -> TargetPolicy:
@@ -138,6 +141,11 @@ class Realising:
     retry_at: SteadyMs | None = None
     opens_at: WallMs | None = None
     """It is in the store and waits for the activation window that opens then."""
+    reason: Reason | None = None
+    """Why the switch was not begun last time, with `why` for people; None: nothing was in the way."""
+    why: str = ""
+    begun: bool = False
+    """A switch to it was cut off in the middle of this boot: it is not left half done until some window opens."""
 
 
 @attrs.frozen(kw_only=True)
@@ -206,6 +214,7 @@ class HookRun:
     rollout_id: RolloutId
     closure: Closure
     before: Closure | None
+    basis: Basis
 
 
 @attrs.frozen(kw_only=True)
@@ -322,7 +331,7 @@ class Session:
     """When to fetch the manifest of the held dispatch again."""
     refetch_failures: int = 0
     calendar_asked: SteadyMs | None = None
-    """When `ReadCalendar` was ordered and has not been answered."""
+    """When `ReadCalendar` was ordered last."""
 
 
 @attrs.frozen(kw_only=True)
@@ -349,5 +358,13 @@ def fact_backlog(known: Known) -> tuple[Tracked, ...]:
 
 def _is_ours(known: Known, tracked: Tracked) -> bool:
     """The rollout came from the source this host follows now: what became of others is nobody's business there."""
-    signed = tracked.intent is None or tracked.intent.basis is Basis.SIGNED_MANIFEST
-    return signed is (known.settings.source is Source.FLEET)
+    if tracked.intent is None:
+        return known.settings.source is Source.FLEET
+    return is_of_source(known.settings.source, tracked.intent)
+
+
+def is_of_source(source: Source, intent: VerifiedIntent) -> bool:
+    """The intent is of this source, and not left over from another that the host followed before."""
+    if source is Source.FLEET:
+        return intent.basis is Basis.SIGNED_MANIFEST
+    return intent.basis is not Basis.SIGNED_MANIFEST and intent.channel == source.value

@@ -7,6 +7,8 @@ is in the module of its topic.
 
 from typing import assert_never
 
+import attrs
+
 from state_machine import activation, delivery, health, intake, offers, reboots, recovery, schedule, windows
 from state_machine.events import (
     Booted,
@@ -126,9 +128,10 @@ def _handle(turn: Turn, event: Event) -> None:
 
 def _on_quarantine_cleared(turn: Turn, event: QuarantineCleared) -> None:
     quarantine = turn.known.quarantine
-    if event.closure is None and quarantine:
-        turn.set(quarantine={})
-    elif event.closure in quarantine:
-        turn.set(quarantine=without(quarantine, event.closure))
-    else:
-        turn.unexpected(f"{event.closure or 'nothing'} is not quarantined")
+    lifted = [closure for closure in quarantine if event.closure in (None, closure)]
+    if not lifted:
+        return turn.unexpected(f"{event.closure or 'nothing'} is not quarantined")
+    turn.set(quarantine=without(quarantine, *lifted))
+    current = turn.known.current
+    if current is not None and current.record.target_closure in lifted:
+        turn.put(attrs.evolve(current, cleared=True))

@@ -7,6 +7,7 @@ promises and not from the handlers, so that a mistake in a handler does not repe
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
+from state_machine.actions import Reboot
 from state_machine.events import (
     Booted,
     DispatchKind,
@@ -14,10 +15,12 @@ from state_machine.events import (
     DutyFinished,
     FactRefused,
     FactsDelivered,
+    HooksFinished,
     IntentRefused,
     QuarantineCleared,
     ReplayRequested,
     SnapshotsReceived,
+    Span,
     SwitchFinished,
     SystemObserved,
     TargetOffered,
@@ -31,6 +34,7 @@ from state_machine.facts import (
     RollbackFailed,
     RollbackRequested,
 )
+from state_machine.hooks import OWED_MAX
 from state_machine.intake import INTENTS_KEPT
 from state_machine.passages import (
     Passage,
@@ -46,7 +50,16 @@ from state_machine.state import Consulting, Known, Realising, Rebooting, Rolling
 from state_machine.system import SystemView
 from state_machine.tracking import FORGOTTEN_KEPT, TRACKED_KEPT
 from state_machine.turn import REFUSALS_KEPT
-from state_machine.values import CLOCK_SLACK_MS, Basis, FailurePolicy, Phase, ProbeMode, ProbeStatus, RolloutId
+from state_machine.values import (
+    CLOCK_SLACK_MS,
+    Basis,
+    FailurePolicy,
+    Phase,
+    ProbeMode,
+    ProbeStatus,
+    RebootPolicy,
+    RolloutId,
+)
 
 StepPromise = Callable[[Passage], Iterator[str]]
 
@@ -81,14 +94,14 @@ def s1_only_proved_targets(passage: Passage) -> Iterator[str]:
 
 def _untimely(passage: Passage, seen: SeenIntent) -> Iterator[str]:
     intent, wall = seen.intent, passage.event.at.wall_ms
+    running = passage.after.clock.read(passage.event.at) - seen.seen_steady
+    if intent.basis is not Basis.SIGNED_MANIFEST:
+        if running > intent.freshness_window_s * 1000:
+            yield f"{intent.rollout_id} is acted on, and was last offered {running} ms ago"
+        return
     cap_s = passage.after.settings.freshness_cap_s
     window_s = intent.freshness_window_s if cap_s is None else min(cap_s, intent.freshness_window_s)
     limit = window_s * 1000 + CLOCK_SLACK_MS
-    running = passage.after.clock.read(passage.event.at) - seen.seen_steady
-    if intent.basis is not Basis.SIGNED_MANIFEST:
-        if running > window_s * 1000:
-            yield f"{intent.rollout_id} is acted on, and was last offered {running} ms ago"
-        return
     if wall - intent.signed_at > limit or seen.seen_wall + running - intent.signed_at > limit:
         yield f"{intent.rollout_id} is acted on, and its manifest is stale"
     if intent.signed_at - wall > CLOCK_SLACK_MS:
@@ -266,6 +279,43 @@ def s10_only_the_journal_moves_us(passage: Passage) -> Iterator[str]:
         yield "a boot is not journaled"
 
 
+def the_operator_has_a_say(passage: Passage) -> Iterator[str]:
+    """What the operator restricts is not begun otherwise: windows, hooks that were asked, reboots.
+
+    Not so rollbacks, nor a switch that was cut off in the middle and is finished.
+    """
+    known, wall, calendar = passage.after, passage.event.at.wall_ms, passage.after.calendar
+    for order in () if _goes_on(passage) else new_switches(passage):
+        if calendar is not None and not _is_open(calendar.activation, wall):
+            yield f"{order.closure} is switched to outside of every window"
+        if known.settings.hooks and not _hooks_agree(passage):
+            yield f"{order.closure} is switched to, and the hooks have not agreed"
+    for reboot in (action for action in passage.step.actions if isinstance(action, Reboot)):
+        current = known.current
+        if known.settings.reboot is RebootPolicy.NEVER or known.settings.holds:
+            yield "a reboot is ordered that nobody has allowed"
+        if current is None or current.record.phase is not Phase.DEFERRED or known.system.profile != reboot.closure:
+            yield f"a reboot is ordered that would not bring {reboot.closure}"
+        if calendar is not None and not _is_open(calendar.reboot, wall):
+            yield "a reboot is ordered outside of every window"
+
+
+def _goes_on(passage: Passage) -> bool:
+    return isinstance(passage.known.operation, Realising) and passage.known.operation.begun
+
+
+def _hooks_agree(passage: Passage) -> bool:
+    match passage.event, passage.known.operation:
+        case HooksFinished(op=op, veto=""), Consulting(op=asked):
+            return op == asked
+        case _:
+            return False
+
+
+def _is_open(spans: tuple[Span, ...] | None, wall: int) -> bool:
+    return spans is None or any(span.begins <= wall < span.ends for span in spans)
+
+
 def hangs_together(passage: Passage) -> Iterator[str]:
     """The durable state after contradicts itself nowhere, and is bounded."""
     yield from contradictions(passage.after)
@@ -326,6 +376,7 @@ def _oversized(known: Known) -> Iterator[str]:
         "forgotten": (len(known.forgotten), FORGOTTEN_KEPT),
         "intents": (len(known.intents), INTENTS_KEPT),
         "refusals": (len(known.refusals), REFUSALS_KEPT),
+        "hook runs": (len(known.hook_runs), OWED_MAX),
     }
     yield from (f"{count} {name} are kept, {limit} at most" for name, (count, limit) in sizes.items() if count > limit)
 
@@ -341,6 +392,7 @@ STEP_PROMISES: Final[Mapping[str, StepPromise]] = {
     "S8": s8_stale_stays_stale,
     "S9": s9_the_control_plane_cannot_move_us,
     "S10": s10_only_the_journal_moves_us,
+    "operator": the_operator_has_a_say,
     "whole": hangs_together,
 }
-"""By the name architecture.md gives it. `whole` is what they all rest on."""
+"""By the name architecture.md gives it. `whole` is what they all rest on, `operator` what was asked for beyond them."""

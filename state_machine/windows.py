@@ -9,13 +9,14 @@ from typing import Final
 
 from state_machine.actions import ReadCalendar
 from state_machine.events import Calendar, CalendarRead, Span
-from state_machine.state import Known, Tracked
+from state_machine.state import Known, Tracked, is_of_source
 from state_machine.turn import Turn
-from state_machine.values import Phase, RebootPolicy, SteadyMs, WallMs
+from state_machine.values import CLOCK_SLACK_MS, Phase, RebootPolicy, SteadyMs, WallMs
 
 AHEAD_MS: Final = 10 * 86_400_000
 """More is asked for when less than this is known of the time to come: longer than a week, so the next window shows."""
 LOST_MS: Final = 300_000
+"""How long to wait for an answer, and how soon to look again where nothing is known."""
 
 Kind = Callable[[Calendar], tuple[Span, ...] | None]
 
@@ -39,11 +40,17 @@ def opens_at(calendar: Calendar | None, kind: Kind, wall: WallMs) -> WallMs | No
 
 
 def waits_for_reboot(known: Known) -> Tracked | None:
-    """The rollout whose target the agent may reboot for, if there is one."""
+    """The rollout whose target the agent may reboot for, if there is one.
+
+    The next boot must lead there, and whoever wanted the target must still want it: an offer is said anew in every run.
+    """
     current = known.current
     if known.settings.reboot is RebootPolicy.NEVER or current is None or current.record.phase is not Phase.DEFERRED:
         return None
-    return None if known.settings.holds else current
+    seen = known.intents.get(current.record.rollout_id)
+    wanted = seen is not None and not seen.withdrawn and is_of_source(known.settings.source, seen.intent)
+    leads_there = known.system.profile == current.record.target_closure
+    return current if wanted and leads_there and not known.settings.holds else None
 
 
 def reboot_opens_at(known: Known, wall: WallMs) -> WallMs | None:
@@ -53,18 +60,17 @@ def reboot_opens_at(known: Known, wall: WallMs) -> WallMs | None:
 
 def known_through(turn: Turn) -> WallMs:
     """From when on somebody has to look again, where nothing is known of the next window."""
-    calendar = turn.known.calendar
-    return turn.wall if calendar is None else max(calendar.through, turn.wall)
+    calendar, soon = turn.known.calendar, WallMs(turn.wall + LOST_MS)
+    return soon if calendar is None else max(calendar.through, soon)
 
 
 def on_calendar_read(turn: Turn, event: CalendarRead) -> None:
     """The windows of the days to come. What waits for one looks for its place in them again."""
     turn.set(calendar=event.calendar)
-    turn.set_session(calendar_asked=None)
 
 
 def order_calendar(turn: Turn) -> None:
-    """Ask for the windows of the days to come, before those that are known run out."""
+    """Ask for the windows of the days to come, before those that are known run out, and not too often."""
     asked = turn.session.calendar_asked
     if wants_calendar(turn.known, turn.wall) and (asked is None or turn.now - asked >= LOST_MS):
         turn.set_session(calendar_asked=turn.now)
@@ -72,17 +78,20 @@ def order_calendar(turn: Turn) -> None:
 
 
 def wants_calendar(known: Known, wall: WallMs) -> bool:
-    """Less than it takes is known of the time to come."""
-    calendar = known.calendar
-    has_windows = calendar is not None and (calendar.activation is not None or calendar.reboot is not None)
-    return has_windows and calendar is not None and calendar.through - wall < AHEAD_MS
+    """Less than it takes is known of the time to come; or the clock was ahead when it was worked out."""
+    calendar = _with_windows(known)
+    return calendar is not None and (wall < calendar.since - CLOCK_SLACK_MS or wall > calendar.through - AHEAD_MS)
 
 
 def next_calendar_ms(known: Known, wall: WallMs, now: SteadyMs, asked: SteadyMs | None) -> int | None:
     """Milliseconds until `order_calendar` has something to do; None: never."""
-    calendar = known.calendar
-    if calendar is None or (calendar.activation is None and calendar.reboot is None):
+    calendar = _with_windows(known)
+    if calendar is None:
         return None
-    if asked is not None:
-        return asked + LOST_MS - now
-    return calendar.through - AHEAD_MS - wall
+    wanted_in = 0 if wants_calendar(known, wall) else calendar.through - AHEAD_MS - wall + 1
+    return wanted_in if asked is None else max(wanted_in, asked + LOST_MS - now)
+
+
+def _with_windows(known: Known) -> Calendar | None:
+    calendar = known.calendar
+    return calendar if calendar is not None and (calendar.activation, calendar.reboot) != (None, None) else None

@@ -38,7 +38,7 @@ def _legacy(given: Given) -> IntentSource:
 def _gradient(given: Given) -> IntentSource:
     from nixfleet_agent.sources.gradient import GradientSource
 
-    return GradientSource(given.desk, given.around.connect)
+    return GradientSource(given.desk, given.around.connect, given.observe)
 
 
 SOURCES: Final[Mapping[Source, Callable[[Given], IntentSource]]] = {

@@ -1,5 +1,6 @@
 """Work out the windows of the weeks to come: the worker behind `ReadCalendar`."""
 
+import time
 from typing import Final
 
 from nixfleet_agent.config import Config
@@ -30,13 +31,14 @@ def calendar_of(config: Config, now: WallMs, jitter: float) -> Calendar | None:
     """The configured windows as instants, None without any. `jitter` in [0, 1) is this host's part of the delay."""
     if not config.activation_windows and not config.reboot_windows:
         return None
-    delay_s = config.activation_delay * jitter
+    time.tzset()  # the host may have been given another time zone since
     return Calendar(
+        since=now,
         through=WallMs(now + DAYS * _DAY_MS),
-        activation=_spans(config.activation_windows, now, delay_s),
-        reboot=_spans(config.reboot_windows, now, 0.0),
+        activation=_spans(config.activation_windows, now, config.activation_delay, jitter),
+        reboot=_spans(config.reboot_windows, now),
     )
 
 
-def _spans(windows: tuple[Window, ...], now: WallMs, delay_s: float) -> tuple[Span, ...] | None:
-    return spans(windows, now, DAYS, delay_s) if windows else None
+def _spans(windows: tuple[Window, ...], now: WallMs, delay_s: int = 0, jitter: float = 0.0) -> tuple[Span, ...] | None:
+    return spans(windows, now, DAYS, delay_s=delay_s, jitter=jitter) if windows else None

@@ -74,7 +74,10 @@ def _is_locked(path: Path) -> bool:
 
 
 async def ask_systemd() -> str:
-    """`AskForReboot` of systemd, which inhibitors and its own shutdown order have their say in."""
+    """`AskForReboot` of systemd: units stop in its own order, and delay inhibitors are waited for.
+
+    Inhibitors that block count for people at a terminal; a tool that must keep the host up holds a session lock.
+    """
     try:
         done = await run(COMMAND, timeout_s=ASK_S)
     except CommandError as error:
