@@ -352,11 +352,11 @@ def fact_backlog(known: Known) -> tuple[Tracked, ...]:
     """Rollouts with facts that the source wants told and does not have, oldest first."""
     if known.settings.source not in TAKES_FACTS:
         return ()
-    waiting = [t for t in known.rollouts.values() if t.record.last_seq > t.delivered_seq and _is_ours(known, t)]
+    waiting = [t for t in known.rollouts.values() if t.record.last_seq > t.delivered_seq and is_ours(known, t)]
     return tuple(sorted(waiting, key=lambda tracked: tracked.number)) if waiting else ()
 
 
-def _is_ours(known: Known, tracked: Tracked) -> bool:
+def is_ours(known: Known, tracked: Tracked) -> bool:
     """The rollout came from the source this host follows now: what became of others is nobody's business there."""
     if tracked.intent is None:
         return known.settings.source is Source.FLEET
