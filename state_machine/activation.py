@@ -281,6 +281,7 @@ def _after_switch(turn: Turn, operation: Switching, event: SwitchFinished) -> No
     if turn.known.rollouts[rollout_id].record.phase is Phase.FAILED:
         return roll_back(turn, rollout_id, ASKED_DURING_SWITCH)
     if turn.known.settings.switch_method is SwitchMethod.DRY_RUN:
+        _note_untouched(turn, rollout_id)
         return _fail(turn, rollout_id, event.exit_code or 0, f"dry run: would switch. {event.detail}")
     match event.outcome:
         case SwitchOutcome.SWITCHED if event.system.running == operation.closure:

@@ -23,6 +23,7 @@ from state_machine.values import (
     Reason,
     RolloutId,
     Source,
+    SwitchMethod,
     is_closure,
 )
 
@@ -72,9 +73,10 @@ def _is_of(known: Known, rollout_id: RolloutId, event: TargetOffered) -> bool:
 
 
 def _may_try_again(known: Known, current: Tracked, event: TargetOffered) -> bool:
-    """It is not quarantined any more, or it failed for reasons that are not its own: before it was taken back, too.
+    """It is not quarantined any more, or it failed for reasons that are not its own.
 
-    Where its source has stood by it all the time, that is a while ago; the clock may have been set since.
+    Of those, one that its source has stood by since is tried again after a while, by a clock that may have been set;
+    a dry run is no failure that time could mend.
     """
     record = current.record
     if record.phase is Phase.REVERTED:
@@ -82,9 +84,10 @@ def _may_try_again(known: Known, current: Tracked, event: TargetOffered) -> bool
     if record.phase is not Phase.FAILED:
         return False
     seen = known.intents.get(record.rollout_id)
-    taken_back = seen is None or seen.withdrawn
-    since = abs(event.at.wall_ms - (record.failed_at or 0))
-    return current.cleared or (current.untouched and (taken_back or since >= TRY_AGAIN_MS))
+    said_anew = seen is None or seen.withdrawn
+    dry = known.settings.switch_method is SwitchMethod.DRY_RUN
+    a_while_ago = abs(event.at.wall_ms - (record.failed_at or 0)) >= TRY_AGAIN_MS and not dry
+    return current.cleared or (current.untouched and (said_anew or a_while_ago))
 
 
 def _say_again(turn: Turn, rollout_id: RolloutId) -> None:
@@ -159,13 +162,10 @@ def begin_run(turn: Turn) -> None:
 
 def withdraw_all(turn: Turn) -> None:
     """No offer made so far is to be begun any more; what waits for its turn is let go of."""
-    known = turn.known
-    offers = {rollout_id for rollout_id, seen in known.intents.items() if not is_signed(seen.intent)}
-    if known.waiting is not None and known.waiting.rollout_id in offers:
+    offers = {rollout_id: seen for rollout_id, seen in turn.known.intents.items() if not is_signed(seen.intent)}
+    held = turn.known.waiting
+    if held is not None and held.rollout_id in offers:
         turn.set(waiting=None)
-    standing = {
-        rollout_id: known.intents[rollout_id] for rollout_id in offers if not known.intents[rollout_id].withdrawn
-    }
-    if standing:
-        ended = {rollout_id: attrs.evolve(seen, withdrawn=True) for rollout_id, seen in standing.items()}
+    ended = {id_: attrs.evolve(seen, withdrawn=True) for id_, seen in offers.items() if not seen.withdrawn}
+    if ended:
         turn.set(intents={**turn.known.intents, **ended})

@@ -19,7 +19,8 @@ from state_machine.values import Reason, SteadyMs
 LOST_MS: Final = 900_000
 """How long a host may take to go down."""
 LOCKED_MS: Final = 60_000
-"""How soon a session lock is looked at again."""
+LOCKED_CAP_MS: Final = 600_000
+"""How soon a session lock is looked at again: every ten minutes in the end, as each look is an entry in the journal."""
 BASE_MS: Final = 300_000
 CAP_MS: Final = 21_600_000
 
@@ -35,8 +36,8 @@ def consider(turn: Turn) -> None:
     match operation:
         case None if is_open and turn.known.waiting is None:
             _order(turn, current, attempt=1)
-        case Rebooting(retry_at=int(retry_at)) if retry_at <= turn.now and is_open:
-            _order(turn, current, attempt=operation.attempt + 1)
+        case Rebooting(retry_at=int(retry_at)) if retry_at <= turn.now and is_open and turn.known.waiting is None:
+            _order(turn, current, attempt=operation.attempt + 1, held_up=operation.held_up)
         case Rebooting(retry_at=int(retry_at)) if retry_at <= turn.now:
             turn.set(operation=None)
         case Rebooting(retry_at=None, due=due) if due <= turn.now:
@@ -45,10 +46,12 @@ def consider(turn: Turn) -> None:
             pass
 
 
-def _order(turn: Turn, current: Tracked, *, attempt: int) -> None:
+def _order(turn: Turn, current: Tracked, *, attempt: int, held_up: int = 0) -> None:
     rollout_id, target = current.record.rollout_id, current.record.target_closure
     op, due = turn.new_op(), SteadyMs(turn.now + LOST_MS)
-    turn.set(operation=Rebooting(op=op, rollout_id=rollout_id, closure=target, due=due, attempt=attempt))
+    turn.set(
+        operation=Rebooting(op=op, rollout_id=rollout_id, closure=target, due=due, attempt=attempt, held_up=held_up)
+    )
     turn.order(Reboot(op=op, rollout_id=rollout_id, closure=target))
 
 
@@ -63,7 +66,10 @@ def on_reboot_delayed(turn: Turn, event: RebootDelayed) -> None:
 
 def _later(turn: Turn, operation: Rebooting, why: str, jitter: float, *, locked: bool) -> None:
     turn.refuse(Reason.BUSY, f"no reboot: {why}", operation.rollout_id)
-    pause = LOCKED_MS if locked else backoff_ms(BASE_MS, CAP_MS, operation.attempt - 1, jitter)
-    attempt = operation.attempt - 1 if locked else operation.attempt
-    retry_at = SteadyMs(turn.now + pause)
-    turn.set(operation=attrs.evolve(operation, retry_at=retry_at, attempt=attempt, why=why[:512]))
+    if locked:  # no failure: the host may well go down when its people have left
+        pause = min(LOCKED_CAP_MS, LOCKED_MS << min(operation.held_up, 20))
+        operation = attrs.evolve(operation, attempt=operation.attempt - 1, held_up=operation.held_up + 1)
+    else:
+        pause = backoff_ms(BASE_MS, CAP_MS, operation.attempt - 1, jitter)
+        operation = attrs.evolve(operation, held_up=0)
+    turn.set(operation=attrs.evolve(operation, retry_at=SteadyMs(turn.now + pause), why=why[:512]))

@@ -62,18 +62,22 @@ class SteadyClock:
 
 @attrs.frozen(kw_only=True)
 class SeenIntent:
-    """A verified intent and when it was first accepted, by both clocks, so that its age cannot shrink."""
+    """A verified intent and when it was first accepted, by both clocks, so that its age cannot shrink.
+
+    Of an offer that nobody signed: when its source last said it, as far as that is on record.
+    """
 
     intent: VerifiedIntent
     seen_wall: WallMs
     seen_steady: SteadyMs
     withdrawn: bool = False
-    """It was refused since: it has to prove itself again before anything is begun on its account."""
+    """It was refused since, or is no longer offered: it has to prove itself, or be said, again before anything is begun
+    on its account."""
 
 
 @attrs.frozen(kw_only=True)
 class HeldDispatch:
-    """A dispatch that waits: for its manifest, or for the switch in flight to end.
+    """A dispatch or an offer that waits: for its manifest, or for the switch in flight to end.
 
     `adopted` is set when it stands for a rollout that only the control plane remembers: the phase it believes and the
     number of the last fact it holds. Such a rollout must prove itself like any other before it is gone on with.
@@ -200,6 +204,8 @@ class Rebooting:
     retry_at: SteadyMs | None = None
     why: str = ""
     """Why the host is not going down yet, for people."""
+    held_up: int = 0
+    """How often in a row a session lock was in the way."""
 
 
 Operation = Realising | Consulting | Switching | RollingBack | Rebooting

@@ -553,8 +553,18 @@ def change_its_mind(world: World, dice: Dice) -> None:
     """A source without signatures wants something else from now on, or cannot say."""
     world.offered = dice.pick((NEW, NEWER, OLD, None, NEW, "../../etc"))
     world.no_answer = dice.pick((None, None, Reason.NOT_BUILT, None))
+    if dice.one_in(3):
+        world.defers.add(dice.pick((NEW, NEWER)))
     if not dice.one_in(3):
         world.say_what_is_wanted()
+
+
+def cut_the_line(world: World, dice: Dice) -> None:
+    """Nobody at the other end can be reached, or can be again; most cuts come with a start of the agent."""
+    world.reachable = dice.one_in(3)
+    if not world.reachable and dice.one_in(2):
+        world.kill()
+        go_on(world, dice)
 
 
 def offer_anything(world: World, dice: Dice) -> None:
@@ -777,6 +787,7 @@ MOVES: Final[Sequence[Move]] = (
     *[lose_work] * 2,
     *[talk_of_facts] * 2,
     *[change_its_mind] * 4,
+    *[cut_the_line] * 2,
     *[restrict] * 2,
     offer_anything,
     hear_late,

@@ -5,7 +5,6 @@ healthy must converge (L1) or, if it is sick and the policy says so, be taken ba
 fleet, the other of a host that follows a source without signatures; what can happen to any host is the same for both.
 """
 
-
 import attrs
 from hypothesis import settings
 from hypothesis import strategies as st

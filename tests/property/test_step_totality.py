@@ -141,8 +141,16 @@ def states_of_a_fleets_host() -> Iterator[State]:
             )
             for operation in operations_in(phase, prior):
                 for waiting in (None, HELD):
-                    for settings in (MACHINE, SETTINGS[1], SETTINGS[2]):
-                        known = known_with(tracked, operation, waiting=waiting, settings=settings, intents={R1: SEEN})
+                    for settings in (MACHINE, SETTINGS[1], SETTINGS[2], SETTINGS[5]):
+                        profile = NEW if phase is Phase.DEFERRED else OLD
+                        known = known_with(
+                            tracked,
+                            operation,
+                            waiting=waiting,
+                            settings=settings,
+                            intents={R1: SEEN},
+                            system=SystemView(boot_id="boot-1", running=OLD, booted=OLD, profile=profile),
+                        )
                         yield State(known=known, session=Session(started={Duty.DISPATCH: SteadyMs(0)}))
 
 

@@ -159,7 +159,7 @@ class Bench:
     @property
     def bodies(self) -> list[Mapping[str, Any]]:
         """What was posted."""
-        return [json.loads(request.content) for request in self.requests if request.method == "POST"]
+        return [json.loads(request.read()) for request in self.requests if request.method == "POST"]
 
 
 def of_host(host: str, version: str = "25.05.20250601.abcdef0", salt: str = "") -> Closure:

@@ -360,6 +360,17 @@ def test_a_dry_run_of_an_offer_happens_once() -> None:
     )
 
 
+def test_what_was_only_tried_dry_is_switched_to_once_that_is_meant() -> None:
+    dry = attrs.evolve(LEGACY, switch_method=SwitchMethod.DRY_RUN)
+    to_offered(dry).then(
+        (realised(5), ["2 ActivationStarted", "> switch 2 new"]),
+        (switched(6, 2, view(OLD), detail="12 units"), ["3 ActivationFailed (0) dry run: would switch. 12 units"]),
+    ).killed().then(
+        (starts(20), ["> probes"]),
+        (offered(21), ["1 DispatchAck from old", "> realise 3 new"]),
+    )
+
+
 def test_another_target_while_a_rollback_runs_is_taken_when_it_has_ended() -> None:
     to_soaking().then(
         *TAKEN_BACK[:2],

@@ -150,15 +150,26 @@ def test_a_clock_that_is_set_into_the_window_opens_it() -> None:
 # --- the host stays up ----------------------------------------------------------------------------------------------
 
 
-def test_a_session_lock_is_looked_at_again_every_minute() -> None:
-    story = ordered()
-    for minute in range(5):
-        now, op = 11 + 61 * minute, 3 + minute
+def test_a_session_lock_is_looked_at_again_after_a_minute_and_every_ten_in_the_end() -> None:
+    story, now = ordered(), 11
+    for op, pause in enumerate((60, 120, 240, 480, 600, 600, 600), 3):
         story = story.then((stays_up(now, op, locked=True), ["! busy"]))
         operation = story.known.operation
         assert isinstance(operation, Rebooting)
         assert (operation.attempt, operation.why) == (0, "/run/backup is there")
-        story = story.then((tick(now + 59), []), (tick(now + 60), [f"> reboot {op + 1} new"]))
+        story = story.then((tick(now + pause - 1), []), (tick(now + pause), [f"> reboot {op + 1} new"]))
+        now += pause + 1
+
+
+def test_a_host_that_will_not_go_down_after_its_people_have_left_is_asked_again_as_if_they_had_not_been_there() -> None:
+    ordered().then(
+        (stays_up(11, 3, locked=True), ["! busy"]),
+        (tick(71), ["> reboot 4 new"]),
+        (stays_up(72, 4), ["! busy"]),
+        (tick(72 + 225), ["> reboot 5 new"]),
+        (stays_up(300, 5, locked=True), ["! busy"]),
+        (tick(360), ["> reboot 6 new"]),
+    )
 
 
 def test_a_host_that_will_not_go_down_is_asked_again_with_growing_pauses() -> None:
@@ -309,6 +320,17 @@ def test_a_release_that_waits_for_its_manifest_holds_the_reboot_up() -> None:
             ],
         )
     )
+
+
+def test_a_release_that_waits_for_its_manifest_holds_up_the_next_try_too() -> None:
+    waits = of_a_fleet().then(
+        (stays_up(11, 3, locked=True), ["! busy"]),
+        (dispatched(60, R2, NEWER), ["> fetch edge@2"]),
+        (tick(71), []),
+        (tick(72), []),
+    )
+    assert waits.known.operation is None
+    waits.then((shown(80, R2, NEWER, signed=70), ["1 DispatchAck from old", "> realise 4 newer"]))
 
 
 def test_an_offer_taken_back_is_not_rebooted_for() -> None:
