@@ -28,6 +28,8 @@
         default = ./nixos;
         nixfleet-agent = ./nixos/nixfleet-agent.nix;
         nixfleet-control-plane = ./nixos/nixfleet-control-plane.nix;
+        # Not in the default: it has the options of the stock client's module, which a host may have as well.
+        gradient-deploy = ./nixos/gradient-deploy.nix;
       };
 
       darwinModules = lib.mapAttrs (_: module) {

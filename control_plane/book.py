@@ -64,6 +64,7 @@ class Book:
     def __init__(self) -> None:
         self._tables: dict[type[Any], dict[Key, Row]] = {row_type: {} for row_type in TABLES}
         self._by_rollout: dict[RolloutId, dict[HostName, Mirror]] = {}
+        self._by_host: dict[HostName, dict[RolloutId, Mirror]] = {}
         self._acknowledged: dict[HostName, Mirror] = {}
         self._unconverged: dict[RolloutId, set[HostName]] = {}
         """Planned hosts of each rollout that have not converged."""
@@ -89,6 +90,7 @@ class Book:
         if isinstance(row, Mirror):
             self._by_rollout.setdefault(row.rollout_id, {})[row.hostname] = row
             self._note_convergence(row)
+            self._by_host.setdefault(row.hostname, {})[row.rollout_id] = row
             if _acknowledged_at(row) >= _acknowledged_at(self._acknowledged.get(row.hostname)):
                 self._acknowledged[row.hostname] = row
         return Put(row=row)
@@ -100,6 +102,7 @@ class Book:
         if isinstance(row, Mirror):
             del self._by_rollout[row.rollout_id][row.hostname]
             self._unconverged[row.rollout_id].discard(row.hostname)
+            del self._by_host[row.hostname][row.rollout_id]
             if self._acknowledged.get(row.hostname) is row:
                 del self._acknowledged[row.hostname]
         return Drop(row_type=type(row), key=key)
@@ -118,6 +121,10 @@ class Book:
     def mirrors_of(self, rollout_id: RolloutId) -> Mapping[HostName, Mirror]:
         """Every host of a rollout."""
         return self._by_rollout.get(rollout_id, {})
+
+    def mirrors_on(self, hostname: HostName) -> Collection[Mirror]:
+        """Every rollout of a host that is kept."""
+        return self._by_host.get(hostname, {}).values()
 
     def last_acknowledged(self) -> Collection[Mirror]:
         """Of each host that ever took a dispatch, the mirror of the one it took last."""
@@ -328,7 +335,7 @@ def _quarantined(mirror: Mirror, at: WallMs) -> Quarantined:
 def _host_after(host: Host, entry: MachineRegistered | HostChanged | BootstrapReported, at: WallMs) -> Host:
     match entry:
         case MachineRegistered():
-            return attrs.evolve(host, registered_at=at)
+            return attrs.evolve(host, registered_at=at, tags=entry.tags or host.tags)
         case BootstrapReported():
             return attrs.evolve(host, trouble=entry.event)
         case HostChanged():
@@ -342,6 +349,8 @@ def _host_after(host: Host, entry: MachineRegistered | HostChanged | BootstrapRe
                 waiting_on=entry.waiting_on,
                 drift_from=entry.expected,
                 seen_at=at,
+                source=entry.source,
+                tags=entry.tags or host.tags,
             )
         case _:
             assert_never(entry)

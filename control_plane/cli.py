@@ -83,6 +83,10 @@ _NEEDED: Final = (
 )
 @click.option("--strict", is_flag=True, help="Demand the protocol header, a client CA and both signed lists.")
 @click.option("--require-evidence", is_flag=True, help="Refuse facts that the declared host key did not sign.")
+@click.option("--legacy-api", is_flag=True, help="Serve hosts of the first generation too (/api/v1), without proof.")
+@click.option(
+    "--legacy-cache-url", metavar="URL", help="The binary cache that hosts of the first generation are told of."
+)
 @click.option("--ready-file", type=FILE, help="Write the bound URL and the process id here once it serves.")
 @click.option("--log-format", type=click.Choice(log.FORMATS), default="auto", help="auto: text on a terminal.")
 @click.option("--log-level", type=click.Choice(log.LEVELS), default="info", help="Least severity to log.")

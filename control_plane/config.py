@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import attrs
 
 from control_plane.artifact_source import read_token
-from control_plane.errors import BadFlagError, MissingFlagError, UnreadableFileError
+from control_plane.errors import BadFlagError, ConflictingFlagsError, MissingFlagError, UnreadableFileError
 from control_plane.issuance import MIN_VALIDITY_S
 from evidence.documents import is_host_name
 from evidence.errors import EvidenceError
@@ -49,6 +49,8 @@ class Configuration:
     retention_days: int = 90
     strict: bool = False
     require_evidence: bool = False
+    legacy_api: bool = False
+    legacy_cache_url: str | None = None
     ready_file: Path | None = None
 
     @property
@@ -103,6 +105,21 @@ class Configuration:
             raise MissingFlagError(flag="--fleet-ca-cert", because="--fleet-ca-key needs its certificate")
         if self.strict and self.client_ca is None:
             raise MissingFlagError(flag="--client-ca", because="--strict lets nobody in without a certificate")
+        self._check_legacy()
+
+    def _check_legacy(self) -> None:
+        url = self.legacy_cache_url
+        if url is not None and not _is_plain_url(url, "http", "https", "s3", "ssh", "ssh-ng"):
+            problem = "it is no http(s), s3 or ssh URL of a host, a port and a path"
+            raise BadFlagError(flag="--legacy-cache-url", value=url, problem=problem)
+        if url is not None and not self.legacy_api:
+            raise MissingFlagError(flag="--legacy-api", because="nobody else is told of --legacy-cache-url")
+        if self.legacy_api and self.require_evidence:
+            because = "a host of the first generation signs nothing, so nothing it reports could be taken"
+            raise ConflictingFlagsError(flag="--legacy-api", other="--require-evidence", because=because)
+        if self.legacy_api and self.client_ca is None:
+            because = "a host of the first generation is known by its certificate alone"
+            raise MissingFlagError(flag="--client-ca", because=because)
 
 
 def loopback_port(address: str | None) -> str | None:

@@ -81,6 +81,24 @@ class DispatchDesk:
                 del self._places[host]
                 self._bells.pop(host, None)
 
+    def waiting_for(self, host: HostName) -> list[QueuedDispatch]:
+        """Everything that waits for `host` now, a rollback before the rest. For a host that asks again and again."""
+        self._settle()
+        return sorted(
+            self._queued.get(host, {}).values(),
+            key=lambda queued: (queued.kind is not DispatchKind.ROLLBACK, queued.enqueued_at),
+        )
+
+    def record_sent(self, queued: QueuedDispatch) -> None:
+        """The host has it in its hands.
+
+        Raises:
+            StoreUnavailableError: that cannot be recorded, so it must not be handed out.
+        """
+        if queued.sent_at is None:
+            sent = DispatchSent(hostname=queued.hostname, rollout_id=queued.rollout_id, kind=queued.kind)
+            self._ledger.record(sent)
+
     def close(self) -> None:
         """Send every waiting host away."""
         self.closing.set()
@@ -108,9 +126,7 @@ class DispatchDesk:
         return -float("inf") if handed is None else handed.again_at
 
     def _hand_out(self, queued: QueuedDispatch) -> QueuedDispatch:
-        if queued.sent_at is None:
-            sent = DispatchSent(hostname=queued.hostname, rollout_id=queued.rollout_id, kind=queued.kind)
-            self._ledger.record(sent)
+        self.record_sent(queued)
         times = self._handed[key_of(queued)].times + 1 if key_of(queued) in self._handed else 1
         pause = min(REDELIVERY_S * 2 ** (times - 1), REDELIVERY_MAX_S)
         self._handed[key_of(queued)] = _HandedOut(times=times, again_at=trio.current_time() + pause)

@@ -12,7 +12,7 @@ from typing import Final
 import attrs
 
 from state_machine.events import DispatchKind
-from state_machine.values import Channel, Closure, HostName, RolloutId, WallMs
+from state_machine.values import Channel, Closure, HostName, RolloutId, Source, WallMs
 from wire.json_value import JsonValue
 
 
@@ -21,7 +21,8 @@ class FactAccepted:
     """A host's fact became part of its mirror.
 
     `event` is the canonical JSON of what the host sent, which `signature` covers; `verified` tells whether that
-    signature was checked against the declared host key (it never is accepted with a wrong one).
+    signature was checked against the declared host key (it never is accepted with a wrong one). `concluded_from` names
+    the protocol of a host that has no facts: then this control plane made it of what the host reported.
     """
 
     hostname: HostName
@@ -31,6 +32,7 @@ class FactAccepted:
     signature: str | None = None
     prev: str | None = None
     verified: bool = False
+    concluded_from: Source | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -172,11 +174,15 @@ class QuarantineLifted:
 
 @attrs.frozen(kw_only=True)
 class MachineRegistered:
-    """An operator announced a machine. It may enrol only once the signed fleet declares it."""
+    """An operator announced a machine, or one of the first generation reported for the first time.
+
+    It may enrol only once the signed fleet declares it. `tags` are what it is called until the fleet says.
+    """
 
     hostname: HostName
     by: str
     note: str = ""
+    tags: tuple[str, ...] = ()
 
 
 class Issuance(enum.StrEnum):
@@ -200,7 +206,10 @@ class CertificateIssued:
 
 @attrs.frozen(kw_only=True)
 class HostChanged:
-    """A heartbeat said something else than the one before it. `expected` is what should run, when that is not so."""
+    """A heartbeat said something else than the one before it. `expected` is what should run, when that is not so.
+
+    `source` is the protocol it came by, None the fleet's own; `tags` is what the host calls itself.
+    """
 
     hostname: HostName
     boot_id: str | None = None
@@ -210,6 +219,8 @@ class HostChanged:
     health: Mapping[str, int] = attrs.field(factory=dict)
     waiting_on: str | None = None
     expected: Closure | None = None
+    source: Source | None = None
+    tags: tuple[str, ...] = ()
 
 
 @attrs.frozen(kw_only=True)

@@ -61,6 +61,18 @@ class BadFlagError(ConfigurationError):
 
 
 @attrs.frozen(kw_only=True)
+class ConflictingFlagsError(ConfigurationError):
+    """Two flags that cannot hold together."""
+
+    flag: str
+    other: str
+    because: str
+
+    def __str__(self) -> str:
+        return f"{self.flag} and {self.other} cannot both hold: {self.because}. Leave one of them out"
+
+
+@attrs.frozen(kw_only=True)
 class NotTextError(ConfigurationError):
     """A word of the command line, or a variable, that is not UTF-8."""
 

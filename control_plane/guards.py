@@ -37,6 +37,9 @@ _DRAIN_LIMIT: Final = 8 * BODY_LIMIT
 """A body beyond the limit is read on so far and dropped, so that its sender gets to see the answer."""
 
 _ENCODER: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+TAGS_MAX: Final = 64
+TAG_MAX: Final = 64
+
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,32}")
 
 Message = TypeVar("Message")
@@ -84,6 +87,15 @@ class Guards:
     def agent(self, route: str, handler: PeerHandler) -> Endpoint:
         """For hosts only."""
         return self._endpoint(route, self._for_roles(handler, frozenset({Role.AGENT})))
+
+    def legacy_agent(self, route: str, handler: PeerHandler) -> Endpoint:
+        """For hosts only, whose protocol knows no header that could be checked."""
+
+        async def guarded(request: Request) -> Response:
+            self._check_ready()
+            return await handler(request, self._authenticate(request, frozenset({Role.AGENT})))
+
+        return self._endpoint(route, guarded)
 
     def operator(self, route: str, handler: PeerHandler) -> Endpoint:
         """For operators only."""
@@ -244,6 +256,17 @@ async def _read_body(request: Request, limit: int) -> bytes:
             status=413, reason=Reason.TOO_LARGE, error=f"a body may have {limit} bytes at most here"
         )
     return bytes(kept)
+
+
+def check_tags(tags: tuple[str, ...]) -> None:
+    """What a machine is called.
+
+    Raises:
+        RequestRefusedError: 400, they are more or longer than tags are.
+    """
+    if len(tags) > TAGS_MAX or any(not (0 < len(tag) <= TAG_MAX and tag.isprintable()) for tag in tags):
+        problem = f"at most {TAGS_MAX} tags of 1 to {TAG_MAX} printable characters"
+        raise RequestRefusedError(status=400, reason="tags", error=problem)
 
 
 def check_hostname(claimed: object, peer: Peer) -> HostName:

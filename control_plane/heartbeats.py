@@ -9,15 +9,18 @@ from collections.abc import Iterator
 from typing import Final
 
 import attrs
+import trio
 
 from control_plane.entries import HostChanged
 from control_plane.ledger import Ledger
+from control_plane.presence import SILENCE_S
 from control_plane.rows import Host, Mirror, Rollout
 from state_machine.lifecycle import OPEN
 from state_machine.values import CLOCK_SLACK_MS, Closure, HostName, Phase, RolloutId, WallMs
 from wire.messages import HeartbeatReply, HeartbeatRequest, HostRolloutSnapshot, ReplayFrom
 
 KEPT_FOR_MS: Final = 3_600_000
+TAGS_KEPT: Final = 64
 REPLAY_LIMIT: Final = 32
 """How many rollouts one reply asks for; the next heartbeat asks for the rest."""
 
@@ -38,6 +41,8 @@ class Heartbeats:
         self.uptime_secs: dict[HostName, int] = {}
         self.drifts: Counter[str] = Counter()
         self.received = 0
+        self._since = trio.current_time()
+        self._heard: dict[HostName, float] = {}
 
     def answer(self, heartbeat: HeartbeatRequest) -> Answer:
         """Take note, and answer.
@@ -47,42 +52,48 @@ class Heartbeats:
         """
         now = self._ledger.now()
         self.received += 1
-        if heartbeat.uptime_secs is not None:
-            self.uptime_secs[heartbeat.hostname] = heartbeat.uptime_secs
+        self._heard[heartbeat.hostname] = trio.current_time()
         if abs(heartbeat.at - now) > CLOCK_SLACK_MS:
             self.drifts["clock"] += 1
-        self._note(heartbeat, now)
+        self.note(_said(heartbeat), now)
         replay = tuple(self._missing(heartbeat))
         snapshots = () if heartbeat.rollout_id is not None else tuple(self._snapshots(heartbeat.hostname))
         reply = HeartbeatReply(received_at=now, bootstrap_rollouts=snapshots, replay=replay)
         return Answer(reply=reply, replay_from=_header(heartbeat.rollout_id, replay))
 
-    def _note(self, heartbeat: HeartbeatRequest, now: WallMs) -> None:
-        said = HostChanged(
-            hostname=heartbeat.hostname,
-            boot_id=heartbeat.boot_id,
-            current_closure=heartbeat.current_closure,
-            agent_version=heartbeat.agent_version,
-            health=dict(heartbeat.health),
-            waiting_on=heartbeat.waiting_on,
-            expected=self._drift_from(heartbeat),
-        )
-        known = self._ledger.book.get(Host, heartbeat.hostname)
+    def speaks(self, hostname: HostName) -> bool:
+        """Heartbeats come from this host: it was heard lately, or before a start of ours that was not long ago."""
+        if (heard := self._heard.get(hostname)) is not None:
+            return trio.current_time() - heard <= SILENCE_S
+        known = self._ledger.book.get(Host, hostname)
+        spoke = known is not None and known.seen_at is not None and known.source is None
+        return spoke and trio.current_time() - self._since <= SILENCE_S
+
+    def note(self, said: HostChanged, now: WallMs) -> None:
+        """Keep what a host says of itself, if it is something else than before.
+
+        Raises:
+            StoreUnavailableError: it cannot be recorded.
+        """
+        if said.uptime_secs is not None:
+            self.uptime_secs[said.hostname] = said.uptime_secs
+        said = attrs.evolve(said, expected=self._drift_from(said))
+        known = self._ledger.book.get(Host, said.hostname)
         if known is not None and _same(known, said) and now - (known.seen_at or 0) < KEPT_FOR_MS:
             return
         if said.expected is not None and (known is None or known.drift_from != said.expected):
             self.drifts["closure"] += 1
-        self._ledger.record(attrs.evolve(said, uptime_secs=heartbeat.uptime_secs), at=now)
+        self._ledger.record(said, at=now)
 
-    def _drift_from(self, heartbeat: HeartbeatRequest) -> Closure | None:
+    def _drift_from(self, said: HostChanged) -> Closure | None:
         """What should run on the host by its own facts, if it runs something else."""
-        if heartbeat.current_closure is None:
+        if said.current_closure is None:
             return None
-        latest = self._ledger.book.acknowledged_by(heartbeat.hostname)
+        latest = self._ledger.book.acknowledged_by(said.hostname)
         if latest is None or latest.record.phase not in (Phase.SOAKING, Phase.CONVERGED, Phase.REVERTED):
             return None
         expected = latest.record.current_closure if latest.record.observed_drift is None else _target(latest)
-        return expected if expected is not None and expected != heartbeat.current_closure else None
+        return expected if expected is not None and expected != said.current_closure else None
 
     def _missing(self, heartbeat: HeartbeatRequest) -> Iterator[ReplayFrom]:
         """The rollouts of which the host has told more than is here, and those of which it knows less than it told."""
@@ -108,6 +119,19 @@ class Heartbeats:
             if rollout.superseded_at is not None and mirror.record.phase is Phase.PENDING:
                 continue
             yield _snapshot(mirror)
+
+
+def _said(heartbeat: HeartbeatRequest) -> HostChanged:
+    return HostChanged(
+        hostname=heartbeat.hostname,
+        boot_id=heartbeat.boot_id,
+        current_closure=heartbeat.current_closure,
+        agent_version=heartbeat.agent_version,
+        uptime_secs=heartbeat.uptime_secs,
+        health=dict(heartbeat.health),
+        waiting_on=heartbeat.waiting_on,
+        tags=heartbeat.tags[:TAGS_KEPT],
+    )
 
 
 def _snapshot(mirror: Mirror) -> HostRolloutSnapshot:
@@ -141,6 +165,8 @@ def _same(known: Host, said: HostChanged) -> bool:
         and dict(known.health) == dict(said.health)
         and known.waiting_on == said.waiting_on
         and known.drift_from == said.expected
+        and known.source == said.source
+        and (not said.tags or known.tags == said.tags)
     )
 
 

@@ -25,8 +25,8 @@ from evidence.ssh_format import SshFormatError, parse_openssh_public
 from state_machine.facts import Fact
 from state_machine.intent import Fleet
 from state_machine.lifecycle import HostRollout, Illegal, OutOfOrder
-from state_machine.values import HostName, Reason, RolloutId, is_rollout_id
-from wire.codec import decode_fact
+from state_machine.values import HostName, Reason, RolloutId, Source, is_rollout_id
+from wire.codec import decode_fact, encode_fact
 from wire.errors import WireError
 from wire.json_value import JsonObject
 
@@ -50,6 +50,22 @@ class Received:
     text: str
     signature: str | None
     prev: str | None
+    concluded_from: Source | None = None
+
+
+def concluded(hostname: HostName, rollout_id: RolloutId, fact: Fact, source: Source) -> Received:
+    """A fact made here of what a host said in the words of `source`, which has none of its own. Nobody signed it."""
+    event = encode_fact(fact)
+    return Received(
+        hostname=hostname,
+        rollout_id=rollout_id,
+        seq=fact.seq,
+        event=event,
+        text=canonicalize(event).decode(),
+        signature=None,
+        prev=None,
+        concluded_from=source,
+    )
 
 
 def read_envelope(body: JsonObject) -> Received:
@@ -124,6 +140,7 @@ class Ingest:
             signature=received.signature,
             prev=received.prev,
             verified=verified,
+            concluded_from=received.concluded_from,
         )
         await self._ledger.record(entry, fact=fact).committed()
 

@@ -10,7 +10,7 @@ from starlette.routing import Route
 from control_plane.adoption import Adopter
 from control_plane.entries import DispatchQueued, MachineRegistered, QuarantineLifted, RollbackAsked
 from control_plane.errors import RequestRefusedError
-from control_plane.guards import Guards, document_response, json_response, read_message
+from control_plane.guards import Guards, check_tags, document_response, json_response, read_message
 from control_plane.identity import Peer, Role
 from control_plane.ledger import Ledger
 from control_plane.metrics import CONTENT_TYPE, Metrics
@@ -69,10 +69,11 @@ class QuarantineClearRequest:
 
 @attrs.frozen(kw_only=True)
 class MachineRequest:
-    """A machine that is to come."""
+    """A machine that is to come. `tags` are what it is called until the fleet declares it."""
 
     hostname: HostName
     note: str = ""
+    tags: tuple[str, ...] = ()
 
 
 @attrs.frozen(kw_only=True)
@@ -217,7 +218,8 @@ class OperatorRoutes:
         wish = await read_message(request, MachineRequest)
         if not is_host_name(wish.hostname):
             raise RequestRefusedError(status=422, reason="hostname", error="this cannot be the name of a host")
-        entry = MachineRegistered(hostname=wish.hostname, by=peer.cn, note=wish.note[:1024])
+        check_tags(wish.tags)
+        entry = MachineRegistered(hostname=wish.hostname, by=peer.cn, note=wish.note[:1024], tags=wish.tags)
         await self.ledger.record(entry).committed()
         declared = self.shelf.fleet is not None and wish.hostname in self.shelf.fleet.value.hosts
         return document_response({"hostname": wish.hostname, "declared": declared}, status=201)

@@ -11,7 +11,7 @@ import attrs
 from control_plane.entries import ArtifactKind
 from state_machine.events import DispatchKind
 from state_machine.lifecycle import HostRollout
-from state_machine.values import Channel, Closure, HostName, RolloutId, WallMs
+from state_machine.values import Channel, Closure, HostName, RolloutId, Source, WallMs
 
 
 @attrs.frozen(kw_only=True)
@@ -108,6 +108,10 @@ class Host:
     seen_at: WallMs | None = None
     trouble: str | None = None
     """The last reason it gave for not being able to enrol."""
+    source: Source | None = None
+    """The protocol that it spoke last; None is the fleet's own."""
+    tags: tuple[str, ...] = ()
+    """What it calls itself; what the fleet calls it decides."""
 
 
 @attrs.frozen(kw_only=True)

@@ -42,6 +42,8 @@ from control_plane.identity import CanonicalNames
 from control_plane.ingest import Ingest
 from control_plane.issuance import IssuanceLog, Issuer, load_issuer
 from control_plane.ledger import REAL, Ledger
+from control_plane.legacy_desk import LegacyDesk
+from control_plane.legacy_routes import LegacyRoutes
 from control_plane.listening import Listening
 from control_plane.metrics import CONTENT_TYPE, Metrics
 from control_plane.operator_routes import OperatorRoutes
@@ -150,7 +152,19 @@ async def assembled(config: Configuration, around: Surroundings = REAL) -> Async
         )
         metrics.registry.register(gauges)
         ledger.subscribe(metrics.on_change)
-        app = _application([*agents.routes(), *operators.routes()])
+        routes = [*agents.routes(), *operators.routes()]
+        if config.legacy_api:
+            first_generation = LegacyDesk(
+                ledger=ledger,
+                shelf=shelf,
+                desk=desk,
+                planner=planner,
+                ingest=ingest,
+                heartbeats=heartbeats,
+                cache_url=config.legacy_cache_url,
+            )
+            routes += LegacyRoutes(guards=guards, desk=first_generation).routes()
+        app = _application(routes)
         yield ControlPlane(
             ledger=ledger, adopter=adopter, planner=planner, desk=desk, app=app, metrics=metrics, guards=guards
         )

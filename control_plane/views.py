@@ -29,7 +29,18 @@ from control_plane.shelf import Shelf
 from state_machine.intent import FleetHost
 from state_machine.lifecycle import SETTLED, TERMINAL
 from state_machine.planner import RolloutState
-from state_machine.values import Channel, Closure, HostName, Phase, ProbeMode, ProbeStatus, RolloutId, WallMs
+from state_machine.values import (
+    Basis,
+    Channel,
+    Closure,
+    HostName,
+    Phase,
+    ProbeMode,
+    ProbeStatus,
+    RolloutId,
+    Source,
+    WallMs,
+)
 from state_machine.world import survey
 from wire.json_value import JsonValue
 from wire.listings import (
@@ -49,6 +60,9 @@ from wire.listings import (
 )
 
 PRUNED: Final = "Pruned"
+
+BASES: Final[Mapping[Source, Basis]] = {Source.FLEET: Basis.SIGNED_MANIFEST, Source.LEGACY: Basis.MUTUAL_TLS}
+"""What hosts that speak with a control plane rest their trust on."""
 
 _LOG_KINDS: Final[Mapping[type[Entry], LogKind]] = {
     FactAccepted: LogKind.AGENT_EVENT,
@@ -99,7 +113,16 @@ class Views:
             waiting_on=known.waiting_on,
             **({} if mirror is None else _of_rollout(mirror)),
             failure=self._failure(mirror, known),
+            **self._spoken(known),
+            tags=known.tags if declared is None else declared.tags,
         )
+
+    def _spoken(self, known: Host) -> dict[str, Any]:
+        """In which protocol the host was last heard, and what that makes of the trust in its targets."""
+        if known.seen_at is None and self._planner.presence.last_seen(known.hostname) is None:
+            return {}
+        source = known.source or Source.FLEET
+        return {"source": source, "basis": BASES[source]}
 
     def _concerning(self, name: HostName, declared: FleetHost | None) -> Mirror | None:
         """The mirror in the current rollout of the host's channel, or of what it took last."""

@@ -23,6 +23,7 @@ let
     # Nothing on a Mac takes such a lock, so the agent has one for itself.
     ++ [ "--switch-lock=${run}/switch.lock" "--log-format=json" ]
     ++ optional (cfg.bootstrapTokenFile != null) "--bootstrap-token-file=${cfg.bootstrapTokenFile}"
+    ++ optional (cfg.source == "gradient" && cfg.gradient.apiKeyFile != null) "--gradient-api-key-file=${cfg.gradient.apiKeyFile}"
     ++ cfg.extraArgs;
 
   # The volume with the store is mounted, and perhaps unlocked, some time after launchd began with its daemons: it is
@@ -109,7 +110,8 @@ in
     # launchd starts nothing whose working directory does not exist.
     system.activationScripts.preActivation.text =
       lib.concatMapStrings makeDir ownDirs
-      + optionalString (cfg.tls.clientCert != null && !(lib.elem certificateDir ownDirs)) ''
+      # Only enrolment writes a certificate.
+      + optionalString (cfg.source == "fleet" && cfg.tls.clientCert != null && !(lib.elem certificateDir ownDirs)) ''
         if ! [ -d ${escapeShellArg certificateDir} ]; then
           ${makeDir certificateDir}
         fi

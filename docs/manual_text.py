@@ -80,6 +80,8 @@ AGENT: Final = Manual(
         ("4", "`run-once`: failed."),
         ("5", "`status`: it runs, and something is wrong that needs somebody. `run-once`: waits for a reboot."),
         ("6", "`run-once`: not over within `--timeout`."),
+        ("7", "`run-once`: the source has nothing that this host could run: no build yet, none that worked, several."),
+        ("8", "`run-once`: the target is here, and its activation window opens after `--timeout`."),
         ("130", "Interrupted."),
     ),
     signals=(
@@ -181,6 +183,7 @@ OPERATOR: Final = Manual(
         ("0", "Done."),
         ("1", "It could not be done, or was refused; an audit found something that does not hold."),
         ("2", "Asked or configured wrongly."),
+        ("3", "`audit verify`: everything holds, but some switch rests on no signature."),
         ("130", "Interrupted."),
     ),
     examples=(

@@ -15,10 +15,10 @@ ROOT: Final = Path(__file__).parents[1]
 # The evaluation belongs to the tests, which no installation of the package has.
 sys.path.append(str(ROOT))
 
-from tests.modules.evaluation import DARWIN, NIXOS, Option, Value, option_docs  # noqa: E402  # found by the line above
+from tests.modules.evaluation import DARWIN, GRADIENT_DEPLOY, Option, Value, option_docs  # noqa: E402  # found by the line above
 
 PAGES: Final = {
-    "nixos": (ROOT / "docs/reference-nixos.md", NIXOS, "NixOS options", "nixos/"),
+    "nixos": (ROOT / "docs/reference-nixos.md", GRADIENT_DEPLOY, "NixOS options", "nixos/"),
     "darwin": (ROOT / "docs/reference-darwin.md", DARWIN, "nix-darwin options", "darwin/"),
 }
 

@@ -25,7 +25,23 @@ let
       artifacts = "/srv/releases";
     };
   };
-  unit = name: "${nixos.config.systemd.units.${name}.unit}/${name}";
+  follower = pkgs.nixos {
+    imports = [ ../nixos/gradient-deploy.nix ];
+    networking.hostName = "web2";
+    system.stateVersion = lib.trivial.release;
+    boot.isContainer = true;
+    system.gradient-deploy = {
+      enable = true;
+      server = "https://gradient.example.org";
+      project = "my-org/my-project";
+      apiKeyFile = "/var/lib/keys/gradient-api-key";
+      healthChecks.sshd = {
+        kind = "tcp";
+        port = 22;
+      };
+    };
+  };
+  unitOf = system: name: "${system.config.systemd.units.${name}.unit}/${name}";
 in
 {
   package = pkgs.nixfleet-agent;
@@ -34,7 +50,8 @@ in
 // lib.optionalAttrs pkgs.stdenv.hostPlatform.isLinux {
   modules = pkgs.runCommand "nixfleet-modules" { nativeBuildInputs = [ pkgs.systemd ]; } ''
     systemd-analyze verify --man=no \
-      ${unit "nixfleet-agent.service"} ${unit "nixfleet-control-plane.service"} 2>&1 | tee "$out"
+      ${unitOf nixos "nixfleet-agent.service"} ${unitOf nixos "nixfleet-control-plane.service"} \
+      ${unitOf follower "gradient-deploy.service"} ${unitOf follower "gradient-deploy.timer"} 2>&1 | tee "$out"
   '';
   fleet = pkgs.testers.runNixOSTest ./vm-test.nix;
 }

@@ -1,18 +1,20 @@
 """What an operator sees of a fleet: listings of the control plane as rows of words. Pure."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final
+
+import attrs
 
 from nixfleet.clock import in_words
 from nixfleet.terminal import BAD, BUSY, GOOD, QUIET, WARN, Cell, Row
-from state_machine.values import Closure, Phase, RolloutId, WallMs
+from state_machine.values import Basis, Closure, Phase, RolloutId, WallMs
 from wire.listings import DeferralList, HostList, HostRow, RolloutList, RolloutRow
 from wire.timestamps import format_rfc3339
 
 STATUS_HEADERS: Final = ("host", "channel", "state", "rollout", "runs", "seen", "probes", "note")
 HOST_HEADERS: Final = ("host", "channel", "runs", "declared", "agent", "up", "proved facts", "seen")
-MACHINE_HEADERS: Final = ("machine", "declared on", "agent", "seen", "trouble")
+MACHINE_HEADERS: Final = ("machine", "declared on", "tags", "agent", "trust rests on", "seen", "trouble")
 ROLLOUT_HEADERS: Final = ("rollout", "opened", "wave", "hosts")
 
 PHASE_STYLES: Final[Mapping[Phase, str]] = {
@@ -76,17 +78,24 @@ def host_rows(hosts: HostList, now: WallMs) -> list[Row]:
 
 
 def machine_rows(hosts: HostList, now: WallMs) -> list[Row]:
-    """Which machines are known, and which of them the signed fleet declares."""
+    """Which machines are known, which of them the signed fleet declares, and what each goes by."""
     return [
         (
             row.hostname,
             row.channel or Cell("not declared", WARN),
+            ",".join(row.tags) or "-",
             row.agent_version or "-",
+            _basis(row),
             _seen(row, now),
             Cell(row.failure or "", BAD),
         )
         for row in hosts.hosts
     ]
+
+
+def with_tags(hosts: HostList, tags: Collection[str]) -> HostList:
+    """The hosts that have all of these tags."""
+    return attrs.evolve(hosts, hosts=tuple(row for row in hosts.hosts if set(tags) <= set(row.tags)))
 
 
 def rollout_rows(rollouts: RolloutList) -> list[Row]:
@@ -118,6 +127,13 @@ def short_rollout(rollout_id: RolloutId | None) -> str:
         return "-"
     channel, _, ref = rollout_id.partition("@")
     return f"{channel}@{ref[:_REF_SHOWN]}"
+
+
+def _basis(row: HostRow) -> Cell:
+    """A host that checks no signature believes whoever holds the server's key."""
+    if row.basis is None:
+        return Cell("-", QUIET)
+    return Cell(row.basis.value, GOOD if row.basis is Basis.SIGNED_MANIFEST else WARN)
 
 
 def _seen(row: HostRow, now: WallMs) -> Cell:

@@ -91,9 +91,9 @@ class OperatorApi:
             endpoints.QUARANTINE_CLEAR, {name: value for name, value in wish.items() if value is not None}
         )
 
-    def register(self, hostname: HostName, note: str) -> JsonObject:
-        """Announce a machine."""
-        return self._send(endpoints.MACHINES, {"hostname": hostname, "note": note})
+    def register(self, hostname: HostName, note: str, tags: tuple[str, ...] = ()) -> JsonObject:
+        """Announce a machine; `tags` are what it is called until the fleet declares it."""
+        return self._send(endpoints.MACHINES, {"hostname": hostname, "note": note, "tags": list(tags)})
 
     def _read(self, kind: type[Answer], path: str, query: Mapping[str, str] | None = None) -> Answer:
         try:

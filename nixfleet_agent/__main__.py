@@ -14,6 +14,13 @@ def main() -> int:
         return 130
 
 
+def gradient_update() -> int:
+    """`gradient-update`, as users of the stock Gradient client know it: `update`, with the flags of the daemon."""
+    from nixfleet_agent.cli import run
+
+    return run([*sys.argv[1:], "update"])
+
+
 def _run() -> int:
     flags = read_plain(sys.argv[1:])
     if flags is None or "_NIXFLEET_AGENT_COMPLETE" in os.environ:

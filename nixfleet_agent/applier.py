@@ -14,14 +14,13 @@ from nixfleet_agent.health_checks import probes_or_failure
 from nixfleet_agent.identity import CertificateError
 from nixfleet_agent.probes.kinds import FailedUnitsProbe, spec
 from nixfleet_agent.probes.worker import ProbeSet
+from nixfleet_agent.sources.interface import Again, Exchange, IntentSource
 from nixfleet_agent.supervision import keep_going
 from nixfleet_agent.transport import BodyTooLargeError, TransportError
 from nixfleet_agent.workers.activation import ActivationWorker
-from nixfleet_agent.workers.certificate import CertificateWorker
-from nixfleet_agent.workers.dispatch import DispatchWorker
-from nixfleet_agent.workers.heartbeat import HeartbeatWorker
-from nixfleet_agent.workers.intent import IntentWorker
-from nixfleet_agent.workers.outbound import OutboundWorker
+from nixfleet_agent.workers.calendar import CalendarWorker
+from nixfleet_agent.workers.hooks import HookWorker
+from nixfleet_agent.workers.reboot import RebootWorker
 from state_machine.actions import (
     Abandon,
     Action,
@@ -29,10 +28,13 @@ from state_machine.actions import (
     FetchIntent,
     ObserveSystem,
     Perform,
+    ReadCalendar,
     Realise,
+    Reboot,
     Refuse,
     RestartProbes,
     Rollback,
+    RunHooks,
     Switch,
     Unexpected,
 )
@@ -50,12 +52,11 @@ EXPECTED = (TransportError, AnswerError, CertificateError, AgentError, EvidenceE
 class Workers:
     """Everybody there is to give orders to."""
 
-    intent: IntentWorker
-    dispatch: DispatchWorker
-    heartbeat: HeartbeatWorker
-    outbound: OutboundWorker
-    certificate: CertificateWorker
+    source: IntentSource
     activation: ActivationWorker
+    hooks: HookWorker
+    reboot: RebootWorker
+    calendar: CalendarWorker
     probes: ProbeSet
 
 
@@ -73,11 +74,11 @@ class Applier:
         workers = self._workers
         match action:
             case Perform(duty=duty):
-                self._start(duty.value, lambda: self._exchange(duty, self._work_of(duty)))
+                self._start(duty.value, lambda: self._exchange(duty, workers.source.exchanges()[duty]))
             case DeliverFacts():
                 self._start("delivery", lambda: self._deliver(action))
             case FetchIntent(rollout_id=rollout_id):
-                self._start("fetch-intent", lambda: workers.intent.fetch(rollout_id))
+                self._start("fetch-intent", lambda: workers.source.fetch(rollout_id))
             case Realise():
                 self._keep_proof()
                 self._start("realise", lambda: workers.activation.realise(action))
@@ -88,6 +89,12 @@ class Applier:
                 self._start("switch", lambda: workers.activation.switch(action))
             case Rollback():
                 self._start("rollback", lambda: workers.activation.roll_back(action))
+            case RunHooks():
+                self._start("hooks", lambda: workers.hooks.run(action))
+            case Reboot():
+                self._start("reboot", lambda: workers.reboot.reboot(action))
+            case ReadCalendar():
+                self._start("calendar", workers.calendar.read)
             case RestartProbes():
                 self._restart_probes(action)
             case ObserveSystem():
@@ -108,39 +115,26 @@ class Applier:
         if active is None:
             return
         try:
-            self._workers.intent.keep(active)
+            self._workers.source.keep(active)
         except OSError as error:  # the order is on record: a disk that fills up just now must not end the process
             log.warning("proof could not be kept", extra={"fields": {"rollout": active, "cause": str(error)}})
 
     def _start(self, name: str, work: Callable[[], Awaitable[object]]) -> None:
         self._nursery.start_soon(keep_going, name, work, self._desk.telemetry.worker_restarts, name=name)
 
-    def _work_of(self, duty: Duty) -> Callable[[], Awaitable[object]]:
-        match duty:
-            case Duty.INTENT:
-                return self._workers.intent.poll
-            case Duty.DISPATCH:
-                return self._workers.dispatch.poll
-            case Duty.HEARTBEAT:
-                return self._workers.heartbeat.beat
-            case Duty.RENEWAL:
-                return self._workers.certificate.renew
-            case Duty.DELIVERY:
-                raise AssertionError("facts are delivered by DeliverFacts, which names them")
-            case _:
-                assert_never(duty)
-
     async def _deliver(self, order: DeliverFacts) -> None:
         async def send() -> bool:
-            return await self._workers.outbound.deliver(order)
+            return await self._workers.source.deliver(order)
 
         await self._exchange(Duty.DELIVERY, send)
 
-    async def _exchange(self, duty: Duty, work: Callable[[], Awaitable[object]]) -> None:
+    async def _exchange(self, duty: Duty, work: Exchange) -> None:
         """Do one exchange and say how it went. A failure is an ordinary outcome; `step` decides when to try again."""
-        began, retry_after_ms = self._desk.clock().mono_ms, None
+        began, retry_after_ms, again_after_ms = self._desk.clock().mono_ms, None, None
         try:
-            ok = await work() is not False
+            outcome = await work()
+            ok = outcome is not False
+            again_after_ms = outcome.after_ms if isinstance(outcome, Again) else None
             self._desk.telemetry.causes.pop(duty.value, None)
         except EXPECTED as error:
             ok = False
@@ -149,7 +143,16 @@ class Applier:
         at = self._desk.clock()
         self._desk.telemetry.exchange_seconds[duty.value] = (at.mono_ms - began) / 1000
         jitter = self._desk.jitter()
-        await self._desk.tell(DutyFinished(at=at, duty=duty, ok=ok, retry_after_ms=retry_after_ms, jitter=jitter))
+        await self._desk.tell(
+            DutyFinished(
+                at=at,
+                duty=duty,
+                ok=ok,
+                retry_after_ms=retry_after_ms,
+                jitter=jitter,
+                again_after_ms=again_after_ms,
+            )
+        )
 
     def _log_failure(self, duty: Duty, error: BaseException) -> None:
         """A long outage is one warning, not one a second; another cause is another warning."""

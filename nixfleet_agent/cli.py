@@ -6,7 +6,7 @@ The daemon's options come from the table in `options`; a service manager's plain
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from nixfleet_agent import __version__
 from nixfleet_agent.config import SECONDS_MAX, merge
 from nixfleet_agent.errors import EXIT_RUNTIME, AgentError
 from nixfleet_agent.launch import complain, launch
-from nixfleet_agent.options import OPTIONS, Kind, Option, Raw, from_environment
+from nixfleet_agent.options import BY_NAME, OPTIONS, SEPARATORS, Kind, Option, Raw, from_environment
 
 if TYPE_CHECKING:
     from nixfleet_agent import terminal
@@ -33,6 +33,7 @@ _METAVAR = {
     Kind.FRACTION: "FRACTION",
     Kind.TEXT: "TEXT",
     Kind.LIST: "TEXT",
+    Kind.PHRASES: "TEXT",
 }
 
 
@@ -41,16 +42,16 @@ def _click_option(option: Option) -> click.Option:
     if option.default is not None:
         described += f"  [default: {option.default}]"
     if option.kind is Kind.FLAG:
-        return click.Option([option.flag, option.name], is_flag=True, default=None, help=described)
+        return click.Option([option.flag, *option.older, option.name], is_flag=True, default=None, help=described)
     kind: click.ParamType[Any] = click.STRING
     if option.kind is Kind.CHOICE:
         kind = click.Choice(option.choices)
     elif option.kind is Kind.PATH:
         kind = click.Path()
     return click.Option(
-        [option.flag, option.name],
+        [option.flag, *option.older, option.name],
         type=kind,
-        multiple=option.kind is Kind.LIST,
+        multiple=option.kind in SEPARATORS,
         default=None,
         metavar=None if option.kind is Kind.CHOICE else _METAVAR[option.kind],
         help=described,
@@ -63,7 +64,8 @@ def _given(values: dict[str, Any]) -> Raw:
         if value is None or value == ():
             continue
         if isinstance(value, tuple):
-            raw[name] = tuple(part for item in value for part in str(item).split(","))
+            separator = SEPARATORS[BY_NAME[name].kind]
+            raw[name] = tuple(part for item in value for part in str(item).split(separator))
         else:
             raw[name] = ("true" if value is True else str(value),)
     return raw
@@ -85,10 +87,10 @@ def cli(context: click.Context, /, **values: Any) -> None:
 cli.params.extend(_click_option(option) for option in OPTIONS)
 
 
-def run() -> int:
+def run(words: Sequence[str] | None = None) -> int:
     """Run the command line; the exit status. What click has to complain of is one line, and where to read on."""
     try:
-        status = cli.main(prog_name=PROGRAM, standalone_mode=False)
+        status = cli.main(args=words, prog_name=PROGRAM, standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return error.exit_code
@@ -104,8 +106,9 @@ def run() -> int:
 
 
 def _state_dir(raw: Raw) -> Path:
-    default = next(option.default for option in OPTIONS if option.name == "state_dir")
-    return Path(raw.get("state_dir", (default or "",))[-1])
+    if "db_path" in raw and "state_dir" not in raw:
+        return Path(raw["db_path"][-1]).parent
+    return Path(raw.get("state_dir", (BY_NAME["state_dir"].default or "",))[-1])
 
 
 def _guard(work: Callable[[], int | None]) -> None:
@@ -245,8 +248,7 @@ def check_config(raw: Raw, as_json: bool) -> None:
     sys.exit(2 if problems else 0)
 
 
-@cli.command("run-once")
-@click.option(
+_timeout = click.option(
     "--timeout",
     type=click.IntRange(min=1, max=SECONDS_MAX),
     default=3600,
@@ -254,16 +256,39 @@ def check_config(raw: Raw, as_json: bool) -> None:
     metavar="SECONDS",
     help="Give up after this long.",
 )
+
+
+@cli.command("run-once")
+@_timeout
 @click.pass_obj
 def run_once(raw: Raw, timeout: int) -> None:
     """Take what is due for this host, see it through, and exit.
 
     Exit status: 0 converged or nothing to do, 3 rolled back, 4 failed, 5 waits for a reboot, 6 not over within the
+    timeout, 7 the source has nothing that this host could run, 8 waits for an activation window that opens after the
     timeout, 1 error, 2 configuration.
     """
     from nixfleet_agent.launch import launch_once
 
     sys.exit(launch_once(raw, float(timeout)))
+
+
+@cli.command("update")
+@_timeout
+@click.pass_obj
+def update(raw: Raw, timeout: int) -> None:
+    """Look for something newer to run, now: wake the daemon where one runs, else do what `run-once` does.
+
+    Exit status: 0 the daemon was woken, else that of `run-once`.
+    """
+    from nixfleet_agent import control
+    from nixfleet_agent.launch import launch_once
+
+    def work() -> int:
+        answer = control.ask(_state_dir(raw), {"do": "poke"})
+        return launch_once(raw, float(timeout)) if answer is None else 0
+
+    _guard(work)
 
 
 @cli.group("journal")

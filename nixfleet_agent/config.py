@@ -17,10 +17,19 @@ from evidence.canonical import is_text
 from nixfleet_agent.activation.inhibitors import COMPONENTS
 from nixfleet_agent.errors import ConfigurationError
 from nixfleet_agent.options import BY_NAME, Raw, truth_of
-from state_machine.events import Settings
-from state_machine.values import HostName, SwitchMethod
+from nixfleet_agent.windows import Window, WindowError, parse_window
+from state_machine.events import Settings, TargetPolicy
+from state_machine.values import FailurePolicy, HostName, RebootPolicy, Source, SwitchMethod
 
 T = TypeVar("T")
+
+GRADIENT_POLL_S: Final = 900
+LEGACY_HEALTH_CHECKS: Final = {Source.LEGACY: Path("/etc/nixfleet/health-checks.json")}
+"""Where that generation looks when nothing is said. Without the file, or without a check in it, the whole host is one
+(protocol section 6.1)."""
+
+DELAY_MAX_S: Final = 86_400
+"""Windows come back within a week; one that may begin days late is no longer the one that was named."""
 
 SECONDS_MAX: Final = 366 * 86_400
 """Nobody means more than a year; a number beyond what the journal can hold would end every run at its first event."""
@@ -30,9 +39,12 @@ SECONDS_MAX: Final = 366 * 86_400
 class Config:
     """What the operator wants. Durations in seconds."""
 
+    source: Source
     control_plane_url: str
+    """Empty where the source has none."""
     machine_id: HostName
     poll_interval: int
+    retry_interval: int
     heartbeat_interval: int
     trust_file: Path
     ca_cert: Path | None
@@ -45,8 +57,21 @@ class Config:
     compliance_gate_mode: str
     manifest_freshness_window_secs: int | None
     renewal_threshold_fraction: float
+    soak: int
+    on_failure: FailurePolicy
     sustained_failure: int
     switch_timeout: int
+    activation_windows: tuple[Window, ...]
+    activation_delay: int
+    reboot: RebootPolicy
+    reboot_windows: tuple[Window, ...]
+    session_locks: tuple[Path, ...]
+    hooks_dir: Path | None
+    hook_timeout: int
+    gradient_server: str
+    gradient_project: str
+    gradient_api_key_file: Path | None
+    gradient_host_name: str
     tags: tuple[str, ...]
     cache_urls: tuple[str, ...]
     metrics_port: int | None
@@ -78,6 +103,12 @@ class Config:
             switch_method=SwitchMethod.DRY_RUN if self.dry_run else self.switch_method,
             switch_timeout_s=self.switch_timeout,
             renewal_fraction=self.renewal_threshold_fraction,
+            source=self.source,
+            retry_interval_s=self.retry_interval,
+            offer_policy=TargetPolicy(on_failure=self.on_failure, soak_ms=self.soak * 1000),
+            reboot=self.reboot,
+            hooks=self.hooks_dir is not None,
+            hook_timeout_s=self.hook_timeout,
         )
 
 
@@ -122,12 +153,12 @@ class _Reader:
             self.wrong(name, f"{value!r} is not {what}")
             return fallback
 
-    def seconds(self, name: str, least: int) -> int:
+    def seconds(self, name: str, least: int, most: int = SECONDS_MAX) -> int:
         value = self.parsed(name, int, "a whole number of seconds", least)
         if value < least:
             self.wrong(name, f"{value} is too short, at least {least}")
-        if value > SECONDS_MAX:
-            self.wrong(name, f"{str(value)[:20]} is too long, at most {SECONDS_MAX}")
+        if value > most:
+            self.wrong(name, f"{str(value)[:20]} is too long, at most {most}")
         return value
 
     def path(self, name: str) -> Path | None:
@@ -185,24 +216,40 @@ def _build(reader: _Reader) -> Config:
     if not 0 < fraction < 1:
         reader.wrong("renewal_threshold_fraction", f"{fraction} is not between 0 and 1")
     host_key = reader.needed_path("ssh_host_key_file")
+    source = Source(reader.choice("source"))
     return Config(
-        control_plane_url=_url(reader),
+        source=source,
+        control_plane_url="" if source is Source.GRADIENT else _url(reader, "control_plane_url"),
         machine_id=HostName(_machine_id(reader)),
-        poll_interval=reader.seconds("poll_interval", 1),
+        poll_interval=_poll_interval(reader, source),
+        retry_interval=reader.seconds("retry_interval", 1),
         heartbeat_interval=reader.seconds("heartbeat_interval", 1),
         trust_file=reader.needed_path("trust_file"),
         ca_cert=reader.path("ca_cert"),
-        client_cert=_client_cert(reader),
+        client_cert=_client_cert(reader, source),
         client_key=reader.path("client_key") or host_key,
         bootstrap_token_file=reader.path("bootstrap_token_file"),
-        state_dir=reader.needed_path("state_dir"),
+        state_dir=_state_dir(reader),
         ssh_host_key_file=host_key,
-        health_checks_config=reader.path("health_checks_config"),
+        health_checks_config=reader.path("health_checks_config") or LEGACY_HEALTH_CHECKS.get(source),
         compliance_gate_mode=reader.choice("compliance_gate_mode"),
         manifest_freshness_window_secs=_freshness(reader),
         renewal_threshold_fraction=fraction,
+        soak=reader.seconds("soak", 0),
+        on_failure=FailurePolicy(reader.choice("on_failure")),
         sustained_failure=reader.seconds("sustained_failure", 0),
         switch_timeout=reader.seconds("switch_timeout", 1),
+        activation_windows=_windows(reader, "activation_window"),
+        activation_delay=reader.seconds("activation_delay", 0, DELAY_MAX_S),
+        reboot=RebootPolicy(reader.choice("reboot")),
+        reboot_windows=_windows(reader, "reboot_window"),
+        session_locks=tuple(Path(text).absolute() for text in reader.items("session_lock")),
+        hooks_dir=reader.path("hooks_dir"),
+        hook_timeout=reader.seconds("hook_timeout", 1),
+        gradient_server=_url(reader, "gradient_server") if source is Source.GRADIENT else "",
+        gradient_project=_gradient_project(reader) if source is Source.GRADIENT else "",
+        gradient_api_key_file=_gradient_key(reader, source),
+        gradient_host_name=_machine_id(reader, "gradient_host_name") or _machine_id(reader),
         tags=reader.items("tag"),
         cache_urls=_cache_urls(reader),
         metrics_port=_port(reader),
@@ -224,15 +271,57 @@ def _build(reader: _Reader) -> Config:
     )
 
 
-def _url(reader: _Reader) -> str:
-    text = reader.required("control_plane_url")
+def _url(reader: _Reader, name: str) -> str:
+    text = reader.required(name)
     problem = _problem_with_url(text) if text else None
     shown = text.rpartition("@")[2][:200]  # a password may stand before the @
     if problem is not None:
-        reader.wrong("control_plane_url", f"{shown!r} {problem}")
+        reader.wrong(name, f"{shown!r} {problem}")
     elif text.lower().startswith("http:") and not reader.flag("allow_insecure"):
-        reader.wrong("control_plane_url", "http is refused; use https, or --allow-insecure for an experiment")
+        reader.wrong(name, "http is refused; use https, or --allow-insecure for an experiment")
     return text.rstrip("/")
+
+
+def _state_dir(reader: _Reader) -> Path:
+    """The first generation named its database, beside which everything else goes."""
+    database = reader.path("db_path")
+    return reader.needed_path("state_dir") if database is None or "state_dir" in reader.raw else database.parent
+
+
+def _poll_interval(reader: _Reader, source: Source) -> int:
+    """A Gradient server counts requests by address, and a build takes minutes: there the default is slower."""
+    if source is Source.GRADIENT and "poll_interval" not in reader.raw:
+        return GRADIENT_POLL_S
+    return reader.seconds("poll_interval", 1)
+
+
+def _windows(reader: _Reader, name: str) -> tuple[Window, ...]:
+    windows = []
+    for text in reader.items(name):
+        try:
+            windows.append(parse_window(text))
+        except WindowError as error:
+            reader.wrong(name, str(error))
+    return tuple(windows)
+
+
+def _gradient_project(reader: _Reader) -> str:
+    text = reader.required("gradient_project")
+    parts = text.split("/")
+    if text and (len(parts) != 2 or not all(_is_slug(part) for part in parts)):
+        reader.wrong("gradient_project", f"{text[:80]!r} is not ORGANIZATION/PROJECT")
+    return text
+
+
+def _is_slug(text: str) -> bool:
+    return 0 < len(text) <= 128 and text.isascii() and all(c.isalnum() or c in "-_." for c in text)
+
+
+def _gradient_key(reader: _Reader, source: Source) -> Path | None:
+    path = reader.path("gradient_api_key_file")
+    if path is None and source is Source.GRADIENT and not reader.told("gradient_api_key_file"):
+        reader.wrong("gradient_api_key_file", "is required: the file with the API key")
+    return path
 
 
 def _problem_with_url(text: str) -> str | None:
@@ -253,11 +342,11 @@ def _is_plain(text: str) -> bool:
     return text.isprintable() and " " not in text
 
 
-def _machine_id(reader: _Reader) -> str:
-    text = reader.required("machine_id")
+def _machine_id(reader: _Reader, name: str = "machine_id") -> str:
+    text = reader.required(name) if name == "machine_id" else reader.text(name) or ""
     good = text[:1].isalnum() and all(c.isascii() and (c.isalnum() or c in "-_.") for c in text)
     if text and (len(text) > 64 or not good):
-        reader.wrong("machine_id", f"{text[:80]!r} is not a host name")
+        reader.wrong(name, f"{text[:80]!r} is not a host name")
     return text
 
 
@@ -290,14 +379,22 @@ def _can_be_listened_on(text: str) -> bool:
 def _cache_urls(reader: _Reader) -> tuple[str, ...]:
     urls = reader.items("cache_url")
     for url in urls:
-        if url.startswith("-") or not _is_plain(url):
-            reader.wrong("cache_url", f"{url[:200]!r} is not the address of a binary cache")
+        if (problem := problem_with_cache(url)) is not None:
+            reader.wrong("cache_url", problem)
     return urls
 
 
-def _client_cert(reader: _Reader) -> Path | None:
+def problem_with_cache(url: str) -> str | None:
+    """Why a command may not be given this as the address of a binary cache; None: it may."""
+    if url and not url.startswith("-") and _is_plain(url):
+        return None
+    return f"{url[:200]!r} is not the address of a binary cache"
+
+
+def _client_cert(reader: _Reader, source: Source) -> Path | None:
     cert = reader.path("client_cert")
-    if cert is None and not reader.flag("allow_insecure"):
+    # Elsewhere nobody enrols: a server that wants a certificate says so itself.
+    if cert is None and source is Source.FLEET and not reader.flag("allow_insecure"):
         reader.wrong("client_cert", "is required: where the client certificate is, or is to be written by enrolment")
     return cert
 

@@ -32,16 +32,16 @@ from nixfleet_agent.probes.runners import ProbeContext
 from nixfleet_agent.probes.worker import ProbeSet
 from nixfleet_agent.runtime import Runtime
 from nixfleet_agent.service_manager import ServiceManager
+from nixfleet_agent.sources.choice import Given, source_of
 from nixfleet_agent.status import CONFIGURED, document, one_line
 from nixfleet_agent.supervision import keep_going
 from nixfleet_agent.surroundings import Surroundings, real_surroundings
 from nixfleet_agent.telemetry import Telemetry
+from nixfleet_agent.windows import in_words
 from nixfleet_agent.workers.activation import ActivationWorker
-from nixfleet_agent.workers.certificate import CertificateWorker
-from nixfleet_agent.workers.dispatch import DispatchWorker
-from nixfleet_agent.workers.heartbeat import HeartbeatWorker
-from nixfleet_agent.workers.intent import DocumentCache, IntentWorker
-from nixfleet_agent.workers.outbound import OutboundWorker
+from nixfleet_agent.workers.calendar import CalendarWorker, calendar_of
+from nixfleet_agent.workers.hooks import HookWorker
+from nixfleet_agent.workers.reboot import RebootWorker
 from state_machine.events import Booted, Poked, ProbesDeclared, QuarantineCleared
 from state_machine.state import State
 from state_machine.values import Closure, WallMs, is_closure
@@ -140,8 +140,11 @@ async def _run_with(
         settings = attrs.evolve(settings, long_poll_wait_s=once.LONG_POLL_WAIT_S)
     specs = tuple(spec(probe) for probe in probes)
     # What can be wrong with the configuration shows here, before any task runs; the channel holds the events so far.
-    await parts.runtime.tell(Booted(at=around.clock(), settings=settings, system=observe(), probes=specs))
-    await parts.workers.certificate.load()
+    at = around.clock()
+    calendar = calendar_of(config, at.wall_ms, around.dice())
+    booted = Booted(at=at, settings=settings, system=observe(), probes=specs, calendar=calendar)
+    await parts.runtime.tell(booted)
+    await parts.workers.source.load()
     listeners = await _metrics_listeners(config)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_stop_on_signal, signals.stop, nursery.cancel_scope, parts.manager)
@@ -156,10 +159,10 @@ async def _run_with(
         log.info("ready", extra={"fields": {"machine_id": config.machine_id, "version": __version__}})
         parts.manager.ready()
         if once_within_s is not None:
-            exit_status = await once.settled(parts.runtime, once_within_s)
+            exit_status = await once.settled(parts.runtime, once_within_s, around.clock)
             nursery.cancel_scope.cancel()
     with trio.move_on_after(CLOSE_WITHIN_S):
-        await parts.desk.uplink.close()
+        await parts.workers.source.close()
     return exit_status
 
 
@@ -201,14 +204,13 @@ def _assemble(
         host_public_key=host_key.public,
         http=around.http_prober(),
     )
-    intent = IntentWorker(desk, DocumentCache(config.state_dir))
+    source = source_of(Given(desk=desk, around=around, observe=observe, facts=opened.facts))
     workers = Workers(
-        intent=intent,
-        dispatch=DispatchWorker(desk, observe, intent.review),
-        heartbeat=HeartbeatWorker(desk, observe, intent.review),
-        outbound=OutboundWorker(desk, opened.facts),
-        certificate=CertificateWorker(desk, around.connect, around.certificate_tool),
-        activation=ActivationWorker(desk, around.platform, opened.journal_id),
+        source=source,
+        activation=ActivationWorker(desk, around.platform, opened.journal_id, source.caches),
+        hooks=HookWorker(desk),
+        reboot=RebootWorker(desk, around.reboot),
+        calendar=CalendarWorker(desk),
         probes=ProbeSet(probes, context=context, send=take_reading, jitter=around.dice),
     )
     return Parts(
@@ -300,6 +302,7 @@ async def _answer(parts: Parts, request: Mapping[str, Any]) -> dict[str, Any]:
             said = document(state.known, state.session, parts.around.clock())
             said["contact"]["causes"] = dict(parts.telemetry.causes)
             said |= {"tags": list(parts.config.tags), "journal_error": parts.telemetry.journal_stuck}
+            _name_windows(said["windows"], parts.config)
             return {**said, "process": _process(parts), "configured": _configured(parts.config)}
         case "poke":
             await _poke(parts)
@@ -308,6 +311,14 @@ async def _answer(parts: Parts, request: Mapping[str, Any]) -> dict[str, Any]:
             return await _clear_quarantine(parts, request)
         case _:
             return {"error": "unknown request"}
+
+
+def _name_windows(windows: Mapping[str, dict[str, Any] | None], config: Config) -> None:
+    """Add the operator's own words to when they open."""
+    for name, configured in (("activation", config.activation_windows), ("reboot", config.reboot_windows)):
+        told = windows[name]
+        if told is not None:
+            told["configured"] = in_words(configured)
 
 
 def _process(parts: Parts) -> dict[str, Any]:

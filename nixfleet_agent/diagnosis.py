@@ -11,7 +11,9 @@ from typing import Any, Final
 import attrs
 
 from nixfleet_agent.durations import duration, times
+from state_machine.offers import NO_LONGER_OFFERED
 from state_machine.values import Reason
+from wire.timestamps import parse_rfc3339
 
 FAILURES_THAT_COUNT: Final = 3
 """How often in a row an exchange must fail before the control plane counts as out of reach."""
@@ -76,16 +78,22 @@ def _journal(said: Said) -> Iterator[Problem]:
         yield _bad("journal-unwritable", why, remedy)
 
 
+def _signs(said: Said) -> bool:
+    """The source of this host signs what it wants."""
+    return bool(said.get("source", "fleet") == "fleet")
+
+
 def _trust(said: Said) -> Iterator[Problem]:
     trust = said.get("trust") or {}
-    if trust.get("problem"):
+    if trust.get("problem") and _signs(said):
         remedy = f"put the fleet's trust.json at {trust['file']}; `nixfleet-agent check-config` says when it is good"
         yield _bad("no-trust", f"no signature counts here: {trust['problem']}", remedy)
 
 
 def _certificate(said: Said) -> Iterator[Problem]:
     contact = said["contact"]
-    if contact is None or not said.get("configured", {}).get("client_cert"):
+    # Nobody enrols with other sources: their certificates are somebody else's to make and renew.
+    if contact is None or not said.get("configured", {}).get("client_cert") or not _signs(said):
         return
     days, failures = contact["certificate_days"], contact["failures"].get("renewal", 0)
     cause = _cause(contact, "renewal")
@@ -112,7 +120,8 @@ def _reach(said: Said) -> Iterator[Problem]:
     failing = {duty: count for duty, count in contact["failures"].items() if duty != "renewal"}
     worst = max(failing, key=lambda duty: failing[duty], default=None)
     if worst is not None and failing[worst] >= FAILURES_THAT_COUNT:
-        trouble = f"the control plane cannot be reached: {worst} failed {times(failing[worst])}{_cause(contact, worst)}"
+        who = "the Gradient server" if said.get("source") == "gradient" else "the control plane"
+        trouble = f"{who} cannot be reached: {worst} failed {times(failing[worst])}{_cause(contact, worst)}"
         remedy = "`nixfleet-agent check-config`, then the network; `nixfleet-agent poke` tries again at once"
         yield _bad("unreachable", trouble, remedy)
 
@@ -126,7 +135,10 @@ def _time(said: Said) -> Iterator[Problem]:
     if said["daemon"] != "running":
         return  # nobody has looked for anything newer
     state = None if said["intent"] is None else said["intent"]["state"]
-    if state == "stale":
+    if state == "stale" and not _signs(said):
+        remedy = "`nixfleet-agent check-config`, then look at the server; `nixfleet-agent poke` asks it at once"
+        yield _bad("silent", "the source has not said for a day what it wants: nothing new is activated", remedy)
+    elif state == "stale":
         remedy = "have it signed again: `nixfleet release --refresh`; then see to the timer that does so"
         yield _bad("stale", "the signed intent is stale: nothing new is activated", remedy)
     elif state == "clock-behind":
@@ -141,14 +153,25 @@ def _rollout(said: Said) -> Iterator[Problem]:
             yield _failed(said)
         case "Reverted":
             remedy = f"mend it and release another target, or `nixfleet-agent quarantine clear {rollout['target']}`"
-            trouble = f"{rollout['id']} failed here and was rolled back; its target is quarantined"
+            wanted = ", and wanted all the same" if rollout["target"] in _barred_but_wanted(said) else ""
+            trouble = f"{rollout['id']} failed here and was rolled back; its target is quarantined{wanted}"
             yield _bad("reverted", trouble, remedy)
         case "Deferred":
             component = rollout["deferred_by"] or "a part of the system"
             waits = f"{rollout['target']} takes over at the next boot, because {component} wants one"
-            yield _note("deferred", waits, "`systemctl reboot` to finish")
+            yield _note("deferred", waits, _reboot(said))
         case _:
             yield from _on_the_way(said)
+
+
+def _reboot(said: Said) -> str:
+    """What brings the boot that a target waits for."""
+    reboot = said.get("reboot") or {}
+    if reboot.get("policy") != "when-required":
+        return "`systemctl reboot` to finish"
+    if reboot.get("delayed_by"):
+        return f"see to what keeps the host up ({reboot['delayed_by']}), or `systemctl reboot` all the same"
+    return "nothing: the agent reboots this host when it may; `systemctl reboot` does not wait"
 
 
 def _failed(said: Said) -> Problem:
@@ -156,6 +179,11 @@ def _failed(said: Said) -> Problem:
     if said["system"]["reboot_required"]:
         waits = f"{trouble}, and {rollout['rollback_to']} takes over again at the next boot"
         return _bad("rollback-deferred", waits, "`systemctl reboot` takes it back")
+    if rollout["failure"] == NO_LONGER_OFFERED:
+        taken_back = f"the source took {rollout['target']} back before the switch began"
+        return _note(
+            "taken-back", taken_back, "nothing: what it wants next is begun; `nixfleet-agent poke` asks it now"
+        )
     if said["waiting_on"] and "rollback" in said["waiting_on"]:
         return _bad("failed", f"{trouble} and is being rolled back", "`journalctl -u nixfleet-agent -f` shows it go on")
     if (rollout["failure"] or "").startswith("rollback failed"):
@@ -169,6 +197,9 @@ def _on_the_way(said: Said) -> Iterator[Problem]:
         trouble = f"fetching the closure failed {times(said['realise_failures'])}"
         remedy = "push it to a cache that this host can reach; `journalctl -u nixfleet-agent` has what Nix said"
         yield _note("realise-failing", trouble, remedy)
+    if said.get("veto"):
+        remedy = "see to what it says: it is asked again by itself; `journalctl -u nixfleet-agent` has every answer"
+        yield _note("vetoed", f"a hook does not let the switch begin: {said['veto']}", remedy)
     for probe in said["probes"]:
         if probe["mode"] == "enforce" and probe["status"] == "fail":
             name = probe["name"]
@@ -184,6 +215,37 @@ def _refused(said: Said) -> Iterator[Problem]:
             trouble = f"{rollout or 'the fleet'} was refused: {reason}"
             remedy = "compare the keys of the trust file with those that sign; `nixfleet verify-artifact` checks one"
             yield _bad("refused", trouble, remedy)
+        elif reason == Reason.AMBIGUOUS:
+            remedy = "give each system a name of its own, and this host's to `--gradient-host-name`"
+            yield _note("ambiguous", f"the source has several systems for this host: {note['detail']}", remedy)
+        elif reason == Reason.WRONG_ARCHITECTURE:
+            remedy = "compare `uname -m` with the `system` of the nixosConfiguration that is built for this host"
+            yield _note("wrong-architecture", f"the source's system is not for this machine: {note['detail']}", remedy)
+    yield from _wanted_though_barred(said)
+
+
+def _wanted_though_barred(said: Said) -> Iterator[Problem]:
+    rollout = said["rollout"]
+    told = rollout["target"] if rollout is not None and rollout["phase"] == "Reverted" else None
+    for target in _barred_but_wanted(said):
+        if target != told:
+            trouble = f"the source still wants {target}, which was rolled back here"
+            remedy = f"have another build made, or, if it is sound now, `nixfleet-agent quarantine clear {target}`"
+            yield _bad("wanted-though-barred", trouble, remedy)
+
+
+def _barred_but_wanted(said: Said) -> list[str]:
+    """What the source went on wanting though this host had rolled it back, if nothing else has been begun since."""
+    barred, rollout = {entry["closure"] for entry in said["quarantine"]}, said["rollout"]
+    begun = None if rollout is None else rollout["since"].get("acknowledged")
+    found = []
+    for note in said["refusals"]:
+        reason, _, target = note["what"].partition(" ")
+        asked_since = begun is None or parse_rfc3339(begun) <= parse_rfc3339(note["at"])
+        # The same refusal is put on record once an hour.
+        if reason == Reason.QUARANTINED and target in barred and asked_since and note["age_secs"] <= 2 * RECENT_S:
+            found.append(target)
+    return found
 
 
 def _leftovers(said: Said) -> Iterator[Problem]:
@@ -191,9 +253,10 @@ def _leftovers(said: Said) -> Iterator[Problem]:
         trouble = "what runs was not sent by anybody"
         yield _note("drift", trouble, "nothing is undone; the next release takes this host from there")
     rollout = said["rollout"]
-    told = rollout["target"] if rollout is not None and rollout["phase"] in ("Failed", "Reverted") else None
+    told = {rollout["target"]} if rollout is not None and rollout["phase"] in ("Failed", "Reverted") else set()
+    told.update(_barred_but_wanted(said))
     for entry in said["quarantine"]:
-        if entry["closure"] != told:
+        if entry["closure"] not in told:
             remedy = f"once it is known to be sound, `nixfleet-agent quarantine clear {entry['closure']}`"
             yield _note("quarantine", f"{entry['closure']} is barred here", remedy)
     if said["facts_refused"]:

@@ -23,11 +23,11 @@ from nixfleet_agent.journal.store import Journal
 from nixfleet_agent.ledger import JOURNAL_NAME, fold
 from nixfleet_agent.narration import newest
 from nixfleet_agent.options import BY_NAME, Raw
-from nixfleet_agent.status import CONFIGURED, SCHEMA, document
-from state_machine.events import QuarantineCleared
+from nixfleet_agent.status import CONFIGURED, IN_WORDS, SCHEMA, document
+from state_machine.events import QuarantineCleared, TargetOffered
 from state_machine.state import Known, State
 from state_machine.step import step
-from state_machine.values import Closure, WallMs, is_closure
+from state_machine.values import Basis, Closure, WallMs, is_closure
 from wire.timestamps import format_rfc3339
 
 EXIT_NOT_RUNNING: Final = 3
@@ -226,11 +226,14 @@ def show(state_dir: Path, since: int, as_json: bool, say: Say) -> int:
 
 
 def entry_line(body: bytes) -> str:
-    """Number, instant, event, and the facts it gave birth to."""
+    """Number, instant, event, and the facts it gave birth to; of an offer, what it is and what it rests on."""
     entry = json.loads(body)
     event = entry["event"]
     facts = ", ".join(f"{fact['rollout_id']} {fact['kind']} {fact['seq']}" for fact in entry["facts"])
     instant = format_rfc3339(WallMs(event["at"]["wall_ms"]))
+    if event["kind"] == TargetOffered.__name__:
+        offer = f"{event.get('closure') or 'nothing'} rests on {IN_WORDS[Basis(event['basis'])]}"
+        facts = "; ".join(part for part in (offer, facts) if part)
     return f"{entry['n']:>6}  {instant:<24}  {event['kind']:<18}  {facts}".rstrip()
 
 

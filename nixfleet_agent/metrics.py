@@ -1,4 +1,4 @@
-"""Prometheus metrics and /healthz on a port of their own. Names of section 9.1 are kept where they exist.
+"""Prometheus metrics and /healthz on a port of their own. Names of section 9.2 are kept where they exist.
 
 `prometheus_client` costs 14 MB and is imported only when a port is configured. Numbers are read from the state when
 they are asked for; nothing is updated in between.
@@ -20,6 +20,7 @@ from nixfleet_agent.telemetry import Telemetry
 from state_machine.freshness import freshness_left_ms
 from state_machine.state import State, fact_backlog
 from state_machine.values import Moment, Phase, ProbeStatus
+from state_machine.values import Source as FollowedSource
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -48,6 +49,14 @@ class Collector:
     def collect(self) -> "Iterator[Metric]":
         """For prometheus_client's registry."""
         state, at = self._source.state(), self._source.clock()
+        families = {family.name: family for family in self._families(state, at)}
+        if state.known.settings.source is FollowedSource.LEGACY:
+            from nixfleet_agent.older_metrics import add_older_samples
+
+            add_older_samples(families, state, self._source.telemetry)
+        yield from families.values()
+
+    def _families(self, state: State, at: Moment) -> "Iterator[Metric]":
         yield from self._rollout(state)
         yield from self._exchanges(state, at)
         yield from self._probes(state)

@@ -5,10 +5,12 @@ judged by, come before the event that gave birth to them.
 """
 
 from collections.abc import Iterable
-from typing import Any, assert_never
+from typing import Any, Final, assert_never
 
+from nixfleet_agent.status import IN_WORDS
 from state_machine.events import (
     Booted,
+    CalendarRead,
     CertificateLoaded,
     DispatchKind,
     DispatchReceived,
@@ -16,6 +18,7 @@ from state_machine.events import (
     Event,
     FactRefused,
     FactsDelivered,
+    HooksFinished,
     IntentRefused,
     IntentVerified,
     Poked,
@@ -23,10 +26,12 @@ from state_machine.events import (
     ProbesDeclared,
     QuarantineCleared,
     RealiseFinished,
+    RebootDelayed,
     ReplayRequested,
     SnapshotsReceived,
     SwitchFinished,
     SystemObserved,
+    TargetOffered,
     Tick,
 )
 from state_machine.facts import (
@@ -50,7 +55,7 @@ from state_machine.facts import (
     RolloutFact,
     TargetRefused,
 )
-from state_machine.values import ProbeStatus
+from state_machine.values import ProbeStatus, Reason
 from wire.timestamps import format_rfc3339
 
 
@@ -124,6 +129,10 @@ def of_fact(fact: Fact) -> str:
             assert_never(fact)
 
 
+NO_TARGET: Final = frozenset({Reason.NOT_BUILT, Reason.AMBIGUOUS, Reason.WRONG_ARCHITECTURE})
+"""Why a source that signs nothing has no target for a host."""
+
+
 def of_event(event: Event) -> str:
     """What an event without facts was about."""
     match event:
@@ -155,6 +164,16 @@ def of_event(event: Event) -> str:
             return f"{by} lifted the quarantine of {closure or 'everything'}"
         case Poked():
             return "everything was asked for now"
+        case TargetOffered(closure=None):
+            return "nothing is wanted of this host"
+        case TargetOffered(closure=closure, basis=basis, offered_as=name):
+            return f"{closure} was offered{f' as {name}' if name else ''}; it rests on {IN_WORDS[basis]}"
+        case CalendarRead():
+            return "the windows of the weeks to come were worked out"
+        case HooksFinished(veto=veto, output=output):
+            return f"a hook said no{_because(veto)}" if veto else f"the hooks ran{_because(output)}"
+        case RebootDelayed(detail=detail):
+            return f"the host was not rebooted{_because(detail)}"
         case _:
             return _of_exchange(event)
 
@@ -166,8 +185,12 @@ def _of_exchange(
     match event:
         case IntentVerified(intent=intent):
             return f"the manifest of {intent.rollout_id} was verified, signed by key {intent.manifest_key_id}"
+        case IntentRefused(rollout_id=None, reason=reason, detail=detail) if reason in NO_TARGET:
+            return f"the source has no target for this host: {reason}{_because(detail)}"
+        case IntentRefused(rollout_id=None, reason=reason, detail=detail):
+            return f"what the source said was refused: {reason}{_because(detail)}"
         case IntentRefused(rollout_id=rollout, reason=reason, detail=detail):
-            return f"the manifest of {rollout or 'the fleet'} was refused: {reason}{_because(detail)}"
+            return f"the manifest of {rollout} was refused: {reason}{_because(detail)}"
         case FactsDelivered(rollout_id=rollout, through_seq=seq):
             return f"the control plane holds the facts of {rollout} through {seq}"
         case FactRefused(rollout_id=rollout, seq=seq, status=status, reason=reason):

@@ -24,7 +24,13 @@ class Kind(enum.Enum):
     FRACTION = "fraction"
     FLAG = "flag"
     LIST = "list"
+    PHRASES = "phrases"
+    """A list whose items may have commas."""
     CHOICE = "choice"
+
+
+SEPARATORS: Final[Mapping[Kind, str]] = {Kind.LIST: ",", Kind.PHRASES: ";"}
+"""Of the kinds that may be given more than once: what stands between items in one text."""
 
 
 @attrs.frozen(kw_only=True)
@@ -37,6 +43,8 @@ class Option:
     default: str | None = None
     env: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
+    older: tuple[str, ...] = ()
+    """Flags that mean the same, from before."""
 
     @property
     def flag(self) -> str:
@@ -58,9 +66,16 @@ OPTIONS: Final[tuple[Option, ...]] = (
         "control_plane_url", Kind.TEXT, "Base URL of the control plane, https.",
         env=("NIXFLEET_AGENT_CP_URL", "NIXFLEET_CONTROL_PLANE_URL"),
     ),
+    _option("source", Kind.CHOICE, "Where intent comes from: signed manifests, /api/v1, or Gradient.", "fleet",
+            choices=("fleet", "legacy", "gradient")),
     _option("machine_id", Kind.TEXT, "This host's name in the fleet.", env=("NIXFLEET_MACHINE_ID",)),
-    _option("poll_interval", Kind.SECONDS, "Time between looks at the signed intent, in seconds.", "60"),
-    _option("heartbeat_interval", Kind.SECONDS, "Time between heartbeats, in seconds.", "60"),
+    _option("poll_interval", Kind.SECONDS, "Time between looks at what this host is to run, in seconds.", "60",
+            env=("NIXFLEET_POLL_INTERVAL",)),
+    _option("retry_interval", Kind.SECONDS,
+            "First pause after a failed poll of a source without signatures, in seconds.", "30",
+            env=("NIXFLEET_RETRY_INTERVAL",)),
+    _option("heartbeat_interval", Kind.SECONDS, "Time between heartbeats, or health reports, in seconds.", "60",
+            env=("NIXFLEET_HEALTH_INTERVAL",), older=("--health-interval",)),
     _option("trust_file", Kind.PATH, "trust.json: the keys whose signatures count.", "/etc/nixfleet/agent/trust.json"),
     _option("ca_cert", Kind.PATH, "PEM of the CA that the control plane's certificate must come from.",
             env=("NIXFLEET_CA_CERT",)),
@@ -70,20 +85,45 @@ OPTIONS: Final[tuple[Option, ...]] = (
             env=("NIXFLEET_CLIENT_KEY",)),
     _option("bootstrap_token_file", Kind.PATH, "One-time token for enrolment."),
     _option("state_dir", Kind.PATH, "Journal, caches, switch records.", "/var/lib/nixfleet-agent"),
+    _option("db_path", Kind.PATH, "The database of a first-generation agent: its directory is the state directory.",
+            env=("NIXFLEET_DB_PATH",)),
     _option("ssh_host_key_file", Kind.PATH, "OpenSSH ed25519 key that signs evidence.",
             "/etc/ssh/ssh_host_ed25519_key"),
-    _option("health_checks_config", Kind.PATH, "health-checks.json: what is probed."),
+    _option("health_checks_config", Kind.PATH, "health-checks.json: what is probed.",
+            env=("NIXFLEET_HEALTH_CONFIG",), older=("--health-config",)),
     _option("compliance_gate_mode", Kind.CHOICE, "What evidence probes may do.", "auto",
             choices=("auto", "disabled", "permissive", "enforce")),
     _option("manifest_freshness_window_secs", Kind.SECONDS,
             "Narrows the signed freshness window; never widens it. In seconds."),
     _option("renewal_threshold_fraction", Kind.FRACTION,
             "Renew the certificate when less than this part of its life is left.", "0.5"),
+    _option("soak", Kind.SECONDS,
+            "How long a target must stay healthy where its source names no soak, in seconds.", "60"),
+    _option("on_failure", Kind.CHOICE, "What to do with a sick target where its source names no policy.",
+            "rollback-and-halt", choices=("rollback-and-halt", "halt")),
     _option("sustained_failure", Kind.SECONDS,
             "How long an enforce probe may fail where the policy does not say, in seconds.", "60"),
     _option("switch_timeout", Kind.SECONDS, "Deadline of a switch, in seconds.", "300"),
+    _option("activation_window", Kind.PHRASES,
+            "When switches may begin, such as 'Mon-Fri 04:00-05:00 Europe/Berlin'; repeatable, or with semicolons. "
+            "Without one: always. A rollback never waits."),
+    _option("activation_delay", Kind.SECONDS,
+            "Begin up to this much after an activation window opens, at random, in seconds; at most a day.", "0"),
+    _option("reboot", Kind.CHOICE, "Whether the host may be rebooted for a target that waits for it.", "never",
+            choices=("never", "when-required")),
+    _option("reboot_window", Kind.PHRASES,
+            "When reboots may begin, written as for --activation-window; repeatable, or with semicolons."),
+    _option("session_lock", Kind.LIST,
+            "No reboot while this file exists, locked or not; repeatable, or with commas."),
+    _option("hooks_dir", Kind.PATH,
+            "Directory of executables to ask before a switch, and to tell after a success or a rollback."),
+    _option("hook_timeout", Kind.SECONDS, "Deadline of the hooks of one moment together, in seconds.", "60"),
+    _option("gradient_server", Kind.TEXT, "Base URL of the Gradient server, https."),
+    _option("gradient_project", Kind.TEXT, "The Gradient project to follow, ORGANIZATION/PROJECT."),
+    _option("gradient_api_key_file", Kind.PATH, "The API key for it."),
+    _option("gradient_host_name", Kind.TEXT, "The name of this host's nixosConfiguration (default: the machine id)."),
     _option("tag", Kind.LIST, "What this host calls itself, in status and heartbeats; repeatable, or with commas.",
-            env=("NIXFLEET_TAGS",)),
+            env=("NIXFLEET_TAGS",), older=("--tags",)),
     _option("cache_url", Kind.LIST, "A binary cache to fetch closures from before the configured substituters.",
             env=("NIXFLEET_CACHE_URL",)),
     _option("metrics_port", Kind.NUMBER, "Serve Prometheus metrics and /healthz on this port (0: any free one).",
@@ -115,7 +155,7 @@ OPTIONS: Final[tuple[Option, ...]] = (
     ),
 )  # fmt: skip
 
-BY_FLAG: Final[Mapping[str, Option]] = {option.flag: option for option in OPTIONS}
+BY_FLAG: Final[Mapping[str, Option]] = {flag: option for option in OPTIONS for flag in (option.flag, *option.older)}
 BY_NAME: Final[Mapping[str, Option]] = {option.name: option for option in OPTIONS}
 
 Raw = dict[str, tuple[str, ...]]
@@ -136,7 +176,8 @@ def from_environment(environ: Mapping[str, str]) -> Raw:
 
 
 def _texts(option: Option, text: str) -> tuple[str, ...]:
-    return tuple(text.split(",")) if option.kind is Kind.LIST else (text,)
+    separator = SEPARATORS.get(option.kind)
+    return (text,) if separator is None else tuple(text.split(separator))
 
 
 def read_plain(argv: Sequence[str]) -> Raw | None:
@@ -155,7 +196,7 @@ def read_plain(argv: Sequence[str]) -> Raw | None:
             if value is None or value.startswith("--"):
                 return None
             text = value
-        raw[option.name] = (*(raw.get(option.name, ()) if option.kind is Kind.LIST else ()), *_texts(option, text))
+        raw[option.name] = (*(raw.get(option.name, ()) if option.kind in SEPARATORS else ()), *_texts(option, text))
     return raw
 
 

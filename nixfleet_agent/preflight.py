@@ -22,7 +22,8 @@ from nixfleet_agent.health_checks import load_probes
 from nixfleet_agent.options import BY_NAME, Raw
 from nixfleet_agent.tls import client_context, server_context
 from nixfleet_agent.workers.certificate import TOKEN_LIMIT
-from state_machine.values import HostName, SwitchMethod
+from nixfleet_agent.workers.hooks import executables
+from state_machine.values import HostName, Source, SwitchMethod
 from wire.timestamps import format_rfc3339
 
 assert lean
@@ -32,7 +33,9 @@ BOOT_ID: Final = BY_NAME["boot_id_file"].default
 def problems(raw: Raw) -> list[str]:
     """A line for each problem, naming the flag and the way out; empty when there is none."""
     config, found = examine(raw)
-    checks: tuple[Callable[[Config], None], ...] = (_keys, _trust, _identity, _probes, _state_dir, _places, _method)
+    checks: tuple[Callable[[Config], None], ...] = (
+        *(_keys, _trust, _identity, _api_key, _probes, _hooks, _state_dir, _places, _method),
+    )
     return [*found, *(line for check in checks for line in _outcome(check, config))]
 
 
@@ -51,6 +54,9 @@ def _keys(config: Config) -> None:
 
 
 def _trust(config: Config) -> None:
+    # Other sources sign nothing; but a plain directory believes no cache whose key is not named there.
+    if config.source is not Source.FLEET and config.store == "nix":
+        return
     try:
         unusable = unusable_keys(load_trust(config.trust_file))
     except EvidenceError as error:
@@ -61,8 +67,8 @@ def _trust(config: Config) -> None:
 
 def _identity(config: Config) -> None:
     server_context(config.ca_cert)
-    if config.client_cert is None:
-        return
+    if config.client_cert is None or config.source is not Source.FLEET:
+        return  # with other sources a certificate is somebody else's to make, and may come later
     pem = identity.read_pem(config.client_cert)
     if pem is None:
         return _enrolment(config, config.client_cert)
@@ -112,6 +118,23 @@ def _problem_with_token(path: Path) -> str | None:
         return f"cannot be read ({error.strerror})"
     except EvidenceError:
         return "holds no token"
+
+
+def _api_key(config: Config) -> None:
+    if config.gradient_api_key_file is not None and config.source is Source.GRADIENT:
+        from nixfleet_agent.sources.gradient_server import read_key
+
+        read_key(config.gradient_api_key_file)
+
+
+def _hooks(config: Config) -> None:
+    """Hooks that cannot be asked keep every switch from beginning."""
+    try:
+        executables(config.hooks_dir)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        problem = f"--hooks-dir: {where}{error.strerror or error}; no switch would begin"
+        raise ConfigurationError(problems=(problem,)) from error
 
 
 def _probes(config: Config) -> None:

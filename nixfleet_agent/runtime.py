@@ -23,7 +23,7 @@ from state_machine.actions import Action
 from state_machine.events import Booted, Event, ProbeObserved, Tick
 from state_machine.facts import RolloutFact
 from state_machine.schedule import next_wakeup
-from state_machine.state import Known, State
+from state_machine.state import TAKES_FACTS, Known, State
 from state_machine.step import exchange, step
 from state_machine.turn import Step
 from state_machine.values import Moment, RolloutId, WallMs
@@ -297,6 +297,8 @@ class Runtime:
     def _prune(self, known: Known) -> None:
         def delivered(rollout_id: RolloutId) -> int:
             tracked = known.rollouts.get(rollout_id)
-            return EVERYTHING if tracked is None else tracked.delivered_seq
+            if tracked is None or known.settings.source not in TAKES_FACTS:
+                return EVERYTHING
+            return tracked.delivered_seq
 
         self._ledger.prune(now=self._clock().wall_ms, delivered=delivered)

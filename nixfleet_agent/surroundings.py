@@ -31,6 +31,7 @@ from nixfleet_agent.probes.network import HttpProber
 from nixfleet_agent.probes.runners import HttpRunner
 from nixfleet_agent.runtime import InThread, Witness
 from nixfleet_agent.tls import client_context, server_context
+from nixfleet_agent.workers.reboot import AskForReboot, ask_systemd
 from state_machine.values import Moment, SwitchMethod
 
 LIMITS: Final = httpx.Limits(max_connections=8, max_keepalive_connections=2, keepalive_expiry=90)
@@ -76,6 +77,7 @@ class Surroundings:
     http_prober: Callable[[], HttpRunner] = HttpProber
     serve_control: Callable[[Path, control.Handler, Counter[str]], Awaitable[None]] = control.serve
     """How commands of the person at the host come in."""
+    reboot: AskForReboot = ask_systemd
     witness: Witness | None = None
     """Shown every step that took effect, once it is on record and before its orders are carried out."""
 

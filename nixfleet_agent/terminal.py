@@ -41,7 +41,9 @@ _RESET: Final = "\x1b[0m"
 _PHASE: Final = {"Converged": Tint.GOOD, "Deferred": Tint.WARN, "Failed": Tint.BAD, "Reverted": Tint.BAD}
 _MARK: Final = {"pass": ("✓", Tint.GOOD), "fail": ("✗", Tint.BAD), "unknown": ("·", Tint.QUIET)}
 _DOT: Final = {"well": ("●", Tint.GOOD), "attention": ("●", Tint.WARN), "sick": ("\N{MULTIPLICATION SIGN}", Tint.BAD)}
-_MEANS: Final = {"next-try": "next try", "at-latest": "at the latest", "soak-end": "until"}
+_FOLLOWS: Final = {"legacy": "a control plane of the first generation", "gradient": "a project on a Gradient server"}
+"""What is not said of the others goes without saying."""
+_MEANS: Final = {"next-try": "next try", "at-latest": "at the latest", "soak-end": "until", "window-opens": "opens"}
 
 
 @attrs.frozen(kw_only=True)
@@ -138,9 +140,11 @@ def _tail(entry: Mapping[str, Any], view: View) -> str:
 
 def _rows(said: Mapping[str, Any], view: View) -> Iterator[Row]:
     yield _daemon(said, view)
+    if said.get("source") in _FOLLOWS:
+        yield Row("Follows", _FOLLOWS[said["source"]])
     yield from _system(said["system"], said["rollout"], view)
     yield from _rollout(said, view)
-    yield from _intent(said["intent"], view)
+    yield from _intent(said, view)
     yield from _listed("Probes", _probes(said["probes"], view))
     yield from _contact(said["contact"], view)
     yield from _record(said, view)
@@ -177,9 +181,13 @@ def _rollout(said: Mapping[str, Any], view: View) -> Iterator[Row]:
     else:
         yield Row("Wanted", rollout["target"])
         wave = "" if rollout["wave"] is None else f", wave {rollout['wave']}"
-        yield Row("", f"by {rollout['id']} of channel {rollout['channel']}{wave}")
+        signed = rollout.get("basis", "signed-manifest") == "signed-manifest"
+        yield Row("", f"by {rollout['id']}" + (f" of channel {rollout['channel']}{wave}" if signed else ""))
         if rollout["signed_by"]:
             yield Row("Signed", f"{view.since(rollout['signed_at'])}, {_by_whom(rollout, said.get('trust'))}")
+        elif rollout.get("rests_on"):
+            name = f"; the source calls it {rollout['offered_as']}" if rollout["offered_as"] else ""
+            yield Row("Rests on", f": nobody signed it{name}", rollout["rests_on"], Tint.WARN)
         since = f" since {view.since(rollout['phase_since'])}" if rollout["phase_since"] else ""
         yield Row("State", since, rollout["phase"], _PHASE.get(rollout["phase"], Tint.BUSY))
         if rollout["failure"]:
@@ -191,6 +199,16 @@ def _rollout(said: Mapping[str, Any], view: View) -> Iterator[Row]:
     elif said["waiting_on"]:
         until, means = said["waiting_until"], said["waiting_until_means"]
         yield Row("Waits for", said["waiting_on"] + (f"; {_MEANS[means]} {view.until(until)}" if until else ""))
+    yield from _listed("Windows", _windows(said.get("windows") or {}, view))
+
+
+def _windows(windows: Mapping[str, Mapping[str, Any] | None], view: View) -> Iterator[Row]:
+    for kind, window in windows.items():
+        if window is None:
+            continue
+        opens = f"from {view.until(window['next'])}" if window["next"] else "not for some weeks"
+        configured = f" ({window['configured']})" if window.get("configured") else ""
+        yield Row("", f"{kind}s {'may begin now' if window['open'] else opens}{configured}")
 
 
 def _by_whom(rollout: Mapping[str, Any], trust: Mapping[str, Any] | None) -> str:
@@ -201,9 +219,17 @@ def _by_whom(rollout: Mapping[str, Any], trust: Mapping[str, Any] | None) -> str
     return f"{key}, the {slot} CI key of {file}" if slot else f"{key}, which {file} does not name"
 
 
-def _intent(intent: Mapping[str, Any] | None, view: View) -> Iterator[Row]:
+def _intent(said: Mapping[str, Any], view: View) -> Iterator[Row]:
+    intent = said["intent"]
     if intent is None:
-        yield Row("Intent", "none has been verified yet")
+        signs = said.get("source", "fleet") == "fleet"
+        yield Row("Intent", f"none has been {'verified' if signs else 'offered'} yet")
+    elif intent["state"] == "withdrawn":
+        yield Row("Intent", " that anything would be begun on", "none")
+    elif intent["state"] == "fresh" and intent.get("signed_at") is None:
+        yield Row(
+            "Intent", f" until {view.day(intent['fresh_until'])}, and longer if it is said again", "good", Tint.GOOD
+        )
     elif intent["state"] == "fresh":
         until = f"; until {view.day(intent['fresh_until'])}"
         yield Row("Intent", f" for another {duration(intent['fresh_for_secs'])}{until}", "fresh", Tint.GOOD)

@@ -116,6 +116,14 @@ in
     strict = flag "Demand the protocol header, a client CA and both signed lists.";
     requireEvidence = flag "Refuse facts that the declared host key did not sign.";
 
+    legacyApi = flag "Serve hosts of the first generation as well (`/api/v1`), from the same releases. They are told what to run without proof: for the time of a move.";
+    legacyCacheUrl = mkOption {
+      type = types.nullOr types.str;
+      default = null;
+      example = "https://cache.example.org";
+      description = "The binary cache that hosts of the first generation are told of.";
+    };
+
     logLevel = mkOption {
       type = types.enum [ "debug" "info" "warning" "error" ];
       default = "info";

@@ -10,6 +10,7 @@ let
   cfg = config.services.nixfleet-agent;
   default = import ./shared/defaults.nix;
   agent = import ./shared/render-agent.nix { inherit lib; };
+  source = import ./shared/render-source.nix { inherit lib; };
   files = agent.files cfg;
 
   certificateDir = dirOf cfg.tls.clientCert;
@@ -17,7 +18,8 @@ let
   # Everything the agent keeps from one boot to the next.
   keptDirs =
     [ cfg.stateDir ]
-    ++ optional (cfg.tls.clientCert != null && !isBelow cfg.stateDir cfg.tls.clientCert) certificateDir;
+    # Only enrolment writes a certificate.
+    ++ optional (cfg.source == "fleet" && cfg.tls.clientCert != null && !isBelow cfg.stateDir cfg.tls.clientCert) certificateDir;
   hasPersistence = options ? environment && options.environment ? persistence;
 in
 {
@@ -27,6 +29,37 @@ in
   ];
 
   options.services.nixfleet-agent = {
+    inUse = mkOption {
+      type = types.bool;
+      internal = true;
+      default = cfg.enable;
+      description = "Some unit runs the agent with these options, whether it stays or does one round.";
+    };
+
+    reboot = mkOption {
+      type = types.enum [ "never" "when-required" ];
+      default = "never";
+      description = ''
+        Whether the agent may reboot this host for a target that waits for it (see `deferFor`): `never`, somebody else
+        does that; `when-required`, inside `rebootWindows` and while none of `sessionLocks` exists. What comes up is
+        judged like after any switch.
+      '';
+    };
+
+    rebootWindows = mkOption {
+      type = types.listOf types.str;
+      default = [ ];
+      example = [ "Sun 03:00-05:00 Europe/Berlin" ];
+      description = "When such reboots may begin, written as `activationWindows`. None: always.";
+    };
+
+    sessionLocks = mkOption {
+      type = types.listOf types.str;
+      default = [ ];
+      example = [ "/run/backup.lock" ];
+      description = "Files that keep the agent from rebooting the host while they exist.";
+    };
+
     deferFor = mkOption {
       type = types.nullOr (types.listOf (types.enum [ "dbus" "systemd" "kernel" "kernel-modules" "initrd" ]));
       default = null;
@@ -59,10 +92,11 @@ in
     };
   };
 
-  config = mkIf cfg.enable (mkMerge [
+  config = mkIf cfg.inUse (mkMerge [
     {
       assertions = agent.asAssertions (
         agent.problems "linux" cfg
+        ++ source.rebootProblems cfg
         ++ optional (cfg.metricsOpenFirewall && cfg.metricsPort == null)
           "services.nixfleet-agent.metricsOpenFirewall is set without services.nixfleet-agent.metricsPort: set the port."
         ++ optional (cfg.metricsOpenFirewall && cfg.metricsPort != null && agent.isLoopback cfg.metricsAddress)

@@ -42,6 +42,8 @@ let
     ++ flag "retention-days" cfg.retentionDays
     ++ optional cfg.strict "--strict"
     ++ optional cfg.requireEvidence "--require-evidence"
+    ++ optional cfg.legacyApi "--legacy-api"
+    ++ flag "legacy-cache-url" cfg.legacyCacheUrl
     ++ flag "log-level" cfg.logLevel;
 
   portOf = address: let found = builtins.match "(.*:)?([0-9]+)" address; in
@@ -88,6 +90,14 @@ let
     ++ optional (cfg.fleetCaCert != null && cfg.fleetCaKey == null) "${option}.fleetCaCert is set without ${option}.fleetCaKey: a CA cannot issue without its key."
     ++ optional (cfg.fleetCaKey != null && cfg.fleetCaCert == null) "${option}.fleetCaKey is set without ${option}.fleetCaCert: the key needs its certificate."
     ++ optional (cfg.strict && cfg.clientCa == null) "${option}.strict lets nobody in without a certificate: set ${option}.clientCa."
+    ++ optional (cfg.legacyApi && cfg.clientCa == null)
+      "${option}.legacyApi knows hosts by their certificates alone: set ${option}.clientCa."
+    ++ optional (cfg.legacyApi && cfg.requireEvidence)
+      "${option}.legacyApi and ${option}.requireEvidence are both set: a host of the first generation signs nothing, so nothing it reports could be taken. Remove one of them."
+    ++ optional (cfg.legacyCacheUrl != null && !cfg.legacyApi)
+      "${option}.legacyCacheUrl is set without ${option}.legacyApi: nobody else is told of it."
+    ++ optional (cfg.legacyCacheUrl != null && builtins.match "(https?|s3|ssh|ssh-ng)://[^ @]+" cfg.legacyCacheUrl == null)
+      "${option}.legacyCacheUrl is \"${cfg.legacyCacheUrl}\": it is no http(s), s3 or ssh URL of a host, a port and a path."
     ++ optional (!(isPort listenPort) || builtins.match ".+:[0-9]+" cfg.listen == null)
       "${option}.listen is \"${cfg.listen}\": it must be an address and a port, such as 127.0.0.1:8080."
     ++ optional (cfg.metricsListen != null && !(isPort metricsPort))

@@ -7,7 +7,7 @@ restart `step` issues again whatever has no answer yet.
 import attrs
 
 from state_machine.events import Duty
-from state_machine.values import Closure, OpId, Reason, RolloutId, WallMs
+from state_machine.values import Basis, Closure, HookMoment, OpId, Reason, RolloutId, WallMs
 
 
 @attrs.frozen(kw_only=True)
@@ -77,6 +77,37 @@ class Rollback:
 
 
 @attrs.frozen(kw_only=True)
+class RunHooks:
+    """Run the operator's hooks of this moment, with these facts. Answered by `HooksFinished(op)`."""
+
+    op: OpId
+    moment: HookMoment
+    rollout_id: RolloutId
+    closure: Closure
+    """The system that is about to be switched to, or that runs now."""
+    before: Closure | None
+    """The system that runs, or that was left."""
+    basis: Basis
+
+
+@attrs.frozen(kw_only=True)
+class Reboot:
+    """Reboot the host into the target that waits for it, unless a session lock is held.
+
+    Answered by `Booted` with another boot id, or `RebootDelayed(op)`.
+    """
+
+    op: OpId
+    rollout_id: RolloutId
+    closure: Closure
+
+
+@attrs.frozen(kw_only=True)
+class ReadCalendar:
+    """Work out the windows of the days to come. Answered by `CalendarRead`."""
+
+
+@attrs.frozen(kw_only=True)
 class RestartProbes:
     """Run every probe anew, at once.
 
@@ -117,6 +148,9 @@ Action = (
     | Abandon
     | Switch
     | Rollback
+    | RunHooks
+    | Reboot
+    | ReadCalendar
     | RestartProbes
     | ObserveSystem
     | Refuse

@@ -1,17 +1,18 @@
 """From an accepted target to a running one, and back (promises S1, S3, S5, S6).
 
-One operation at a time: `Realising` (the closure is fetched; harmless and repeated until it succeeds), `Switching`,
-`RollingBack`. The requirements of `intake` are checked again at the moment the switch is ordered. A rollback goes to
-the system recorded when the dispatch was acknowledged, and the failing closure is quarantined before it begins.
+One operation at a time: `Realising` (the closure is fetched; harmless and repeated until it succeeds, and then it may
+wait for its window), `Consulting` (the operator's hooks are asked), `Switching`, `RollingBack`, `Rebooting` (see
+`reboots`). The requirements of `intake` are checked again at the moment the switch is ordered. A rollback goes to the
+system recorded when the dispatch was acknowledged, and the failing closure is quarantined before it begins.
 """
 
 from typing import Final
 
 import attrs
 
-from state_machine import health, intake
+from state_machine import health, hooks, intake, windows
 from state_machine.actions import Abandon, Realise, Rollback, Switch
-from state_machine.events import RealiseFinished, SwitchFinished
+from state_machine.events import HooksFinished, RealiseFinished, SwitchFinished
 from state_machine.facts import (
     ActivationCompleted,
     ActivationDeferred,
@@ -23,10 +24,30 @@ from state_machine.facts import (
 )
 from state_machine.lifecycle import ROLLBACK_FAILED
 from state_machine.schedule import backoff_ms
-from state_machine.state import HeldDispatch, Known, Quarantined, Realising, RollingBack, Switching, Tracked
+from state_machine.state import (
+    Consulting,
+    HeldDispatch,
+    Known,
+    Quarantined,
+    Realising,
+    Rebooting,
+    RollingBack,
+    Switching,
+    Tracked,
+)
 from state_machine.system import SwitchOutcome
 from state_machine.turn import Turn
-from state_machine.values import Closure, FailurePolicy, Phase, Reason, RolloutId, SteadyMs, SwitchMethod
+from state_machine.values import (
+    Closure,
+    FailurePolicy,
+    HookMoment,
+    Phase,
+    Reason,
+    RolloutId,
+    SteadyMs,
+    SwitchMethod,
+    WallMs,
+)
 
 REALISE_BASE_MS: Final = 5_000
 REALISE_CAP_MS: Final = 300_000
@@ -93,26 +114,39 @@ def _order_realise(turn: Turn, operation: Realising) -> None:
 def on_realise_finished(turn: Turn, event: RealiseFinished) -> None:
     """The closure is in the store (then decide again, and switch), cannot be trusted, or is tried again later."""
     match turn.known.operation:
-        case Realising(op=event.op, retry_at=None) as operation if event.ok:
+        case Realising(op=event.op, retry_at=None, opens_at=None) as operation if event.ok:
             _switch_if_allowed(turn, operation, event.jitter)
+        case Realising(op=event.op, retry_at=None, opens_at=int()):
+            turn.unexpected(f"realisation {event.op} has been answered")
         case Realising(op=event.op, retry_at=None) as operation if event.untrusted:
+            _note_untouched(turn, operation.rollout_id)
             turn.refuse(Reason.REALISE_FAILED, f"signature: {event.detail}", operation.rollout_id)
             _fail(turn, operation.rollout_id, EXIT_UNTRUSTED, f"{Reason.REALISE_FAILED}: signature: {event.detail}")
         case Realising(op=event.op, retry_at=None) as operation:
             turn.refuse(Reason.REALISE_FAILED, event.detail, operation.rollout_id)
-            _realise_later(turn, operation, event.jitter)
+            _realise_later(turn, operation, event.jitter, Reason.REALISE_FAILED, event.detail)
         case _:
             turn.unexpected(f"no realisation {event.op} is under way")
 
 
-def _realise_later(turn: Turn, operation: Realising, jitter: float) -> None:
+def _realise_later(turn: Turn, operation: Realising, jitter: float, reason: Reason, why: str) -> None:
     pause = backoff_ms(REALISE_BASE_MS, REALISE_CAP_MS, operation.failures, jitter)
-    later = attrs.evolve(operation, failures=operation.failures + 1, retry_at=SteadyMs(turn.now + pause))
+    later = attrs.evolve(
+        operation,
+        failures=operation.failures + 1,
+        retry_at=SteadyMs(turn.now + pause),
+        reason=reason,
+        why=why[:512],
+    )
     turn.set(operation=later)
 
 
-def _switch_if_allowed(turn: Turn, operation: Realising, jitter: float) -> None:
-    """The moment of the decision (S1): fetching may have taken longer than the manifest stays fresh."""
+def _switch_if_allowed(turn: Turn, operation: Realising, jitter: float, *, consulted: bool = False) -> None:
+    """The moment of the decision (S1): fetching may have taken longer than the manifest stays fresh.
+
+    Outside the activation window it waits; inside it the operator's hooks are asked, and all of this is asked again.
+    What has begun already is finished without asking anybody but the source.
+    """
     held = HeldDispatch(rollout_id=operation.rollout_id, target=operation.closure)
     seen = turn.known.intents.get(operation.rollout_id)
     refusal = (
@@ -122,19 +156,87 @@ def _switch_if_allowed(turn: Turn, operation: Realising, jitter: float) -> None:
     )
     if turn.known.settings.holds:
         turn.refuse(Reason.BUSY, turn.known.settings.holds, operation.rollout_id)
-        return _realise_later(turn, operation, jitter)
-    if seen is not None and seen.withdrawn:
-        return _realise_later(turn, operation, jitter)  # it may prove again, or its time runs out
-    if refusal is None:
+        return _realise_later(turn, operation, jitter, Reason.BUSY, turn.known.settings.holds)
+    if seen is not None and seen.withdrawn:  # it may prove again, or its time runs out
+        return _realise_later(turn, operation, jitter, Reason.MISSING, "what it rests on was taken back")
+    if refusal is not None:
+        return _refuse_for_now(turn, operation, jitter, *refusal)
+    if operation.begun:
         return _order_switch(turn, operation)
-    reason, detail = refusal
+    opens_at = windows.opens_at(turn.known.calendar, windows.activation, turn.wall)
+    if opens_at is None or opens_at > turn.wall:
+        return _wait_for_window(turn, operation, opens_at)
+    if turn.known.settings.hooks and not consulted:
+        return _consult(turn, operation)
+    return _order_switch(turn, operation)
+
+
+def _refuse_for_now(turn: Turn, operation: Realising, jitter: float, reason: Reason, detail: str) -> None:
     turn.refuse(reason, detail, operation.rollout_id)
     if turn.known.rollouts[operation.rollout_id].record.refusal is None:
         turn.record(
             operation.rollout_id,
             lambda seq: TargetRefused(seq=seq, reason=reason, detail=detail[:512], refused_at=turn.wall),
         )
-    return _realise_later(turn, operation, jitter)
+    _realise_later(turn, operation, jitter, reason, detail)
+
+
+def _wait_for_window(turn: Turn, operation: Realising, opens_at: WallMs | None) -> None:
+    """It is in the store; what holds now is asked again when the window opens, and so is whether it is still there."""
+    when = windows.known_through(turn) if opens_at is None else opens_at
+    turn.set(operation=attrs.evolve(operation, opens_at=when, reason=None, why=""))
+
+
+def _consult(turn: Turn, operation: Realising) -> None:
+    tracked = turn.known.rollouts[operation.rollout_id]
+    op = turn.new_op()
+    turn.set(
+        operation=Consulting(
+            op=op,
+            rollout_id=operation.rollout_id,
+            closure=operation.closure,
+            due=SteadyMs(turn.now + turn.known.settings.hook_timeout_s * 1000 + LOST_ANSWER_MS),
+            failures=operation.failures,
+            attempt=operation.attempt,
+        )
+    )
+    hooks.ask(turn, op, tracked)
+
+
+def on_hooks_finished(turn: Turn, event: HooksFinished) -> None:
+    """Hooks had their say: a veto is asked about again later, anything else lets the switch begin."""
+    match turn.known.operation:
+        case Consulting(op=event.op) as operation:
+            prepared = _prepared(turn, operation)
+            if event.veto:
+                return _refuse_for_now(turn, prepared, event.jitter, Reason.VETOED, event.veto)
+            return _switch_if_allowed(turn, prepared, event.jitter, consulted=True)
+        case _:
+            return hooks.told(turn, event)
+
+
+def _prepared(turn: Turn, operation: Consulting) -> Realising:
+    return Realising(
+        op=turn.new_op(),
+        rollout_id=operation.rollout_id,
+        closure=operation.closure,
+        due=turn.now,
+        failures=operation.failures,
+        attempt=operation.attempt,
+    )
+
+
+def let_go(turn: Turn, why: str) -> None:
+    """The target that is being prepared is no longer wanted: its rollout ends before the system was touched."""
+    operation = turn.known.operation
+    assert isinstance(operation, Realising | Consulting)
+    _note_untouched(turn, operation.rollout_id)
+    turn.order(Abandon(op=operation.op))
+    _fail(turn, operation.rollout_id, EXIT_GENERIC, why)
+
+
+def _note_untouched(turn: Turn, rollout_id: RolloutId) -> None:
+    turn.put(attrs.evolve(turn.known.rollouts[rollout_id], untouched=True))
 
 
 def _order_switch(turn: Turn, prepared: Realising) -> None:
@@ -180,6 +282,7 @@ def _after_switch(turn: Turn, operation: Switching, event: SwitchFinished) -> No
     if turn.known.rollouts[rollout_id].record.phase is Phase.FAILED:
         return roll_back(turn, rollout_id, ASKED_DURING_SWITCH)
     if turn.known.settings.switch_method is SwitchMethod.DRY_RUN:
+        _note_untouched(turn, rollout_id)
         return _fail(turn, rollout_id, event.exit_code or 0, f"dry run: would switch. {event.detail}")
     match event.outcome:
         case SwitchOutcome.SWITCHED if event.system.running == operation.closure:
@@ -204,13 +307,14 @@ def again_or_fail(
         return _completed(turn, rollout_id, 0)
     if operation.attempt >= turn.known.settings.switch_attempts:
         if outcome is SwitchOutcome.LOCK_HELD:  # nothing was touched, so nothing is to be taken back
+            _note_untouched(turn, rollout_id)
             return _fail(turn, rollout_id, EXIT_GENERIC, f"{Reason.BUSY}: {detail}")
         return _switch_failed(turn, rollout_id, outcome, None, f"cut off {operation.attempt} times. {detail}")
     again = _realising(turn, rollout_id, operation.closure, attempt=operation.attempt + 1)
     if outcome is SwitchOutcome.LOCK_HELD:
         turn.refuse(Reason.BUSY, detail, rollout_id)
-        return _realise_later(turn, again, jitter)
-    return _order_realise(turn, again)
+        return _realise_later(turn, again, jitter, Reason.BUSY, detail)
+    return _order_realise(turn, attrs.evolve(again, begun=not rebooted))
 
 
 def _switch_failed(
@@ -288,8 +392,9 @@ def roll_back(turn: Turn, rollout_id: RolloutId, why: str) -> None:
     """Quarantine the target and go back to the recorded system; without one, stay Failed and say so (S5)."""
     tracked, operation = turn.known.rollouts[rollout_id], turn.known.operation
     target = tracked.record.target_closure
-    if isinstance(operation, Realising):
+    if isinstance(operation, Realising | Consulting):
         turn.order(Abandon(op=operation.op))
+    if isinstance(operation, Realising | Consulting | Rebooting):
         turn.set(operation=None)
     if not has_way_back(turn.known, tracked):
         detail = NO_WAY_BACK
@@ -354,6 +459,7 @@ def _record_being_back(turn: Turn, rollout_id: RolloutId, closure: Closure, exit
     )
     health.forget_results(turn)
     health.restart_probes(turn, activated_at=turn.wall)
+    hooks.tell(turn, HookMoment.AFTER_ROLLBACK, turn.known.rollouts[rollout_id])
 
 
 def notice_being_back(turn: Turn) -> None:
@@ -390,8 +496,12 @@ def on_time(turn: Turn) -> None:
             pass
         case Realising(retry_at=int(retry_at)) as operation if retry_at <= turn.now:
             _order_realise(turn, attrs.evolve(operation, op=turn.new_op(), retry_at=None))
+        case Realising(opens_at=int(opens_at)) as operation:
+            _look_at_window(turn, operation, opens_at)
         case Realising(retry_at=None, due=due) as operation if due <= turn.now:
             _order_realise(turn, operation)
+        case Consulting(due=due) as operation if due <= turn.now:
+            _order_realise(turn, _prepared(turn, operation))
         case RollingBack(retry_at=int(retry_at)) as operation if retry_at <= turn.now:
             _order_rollback(turn, turn.known.rollouts[operation.rollout_id], attempt=operation.attempt + 1)
         case Switching(due=due) as operation if due <= turn.now:
@@ -405,17 +515,43 @@ def on_time(turn: Turn) -> None:
             pass
 
 
+def _look_at_window(turn: Turn, operation: Realising, expected: int) -> None:
+    """It may be open by now, later than expected or, where the clock has been set, sooner."""
+    opens_at = windows.opens_at(turn.known.calendar, windows.activation, turn.wall)
+    if opens_at is not None and opens_at <= turn.wall:
+        _order_realise(turn, attrs.evolve(operation, op=turn.new_op(), opens_at=None))
+    elif expected <= turn.wall:
+        _wait_for_window(turn, operation, opens_at)
+
+
 def _switch_lost(turn: Turn, rollout_id: RolloutId) -> None:
     if turn.known.rollouts[rollout_id].record.phase is Phase.FAILED:
         return roll_back(turn, rollout_id, ASKED_DURING_SWITCH)
     return _switch_failed(turn, rollout_id, SwitchOutcome.TIMEOUT, None, "the switch was never answered")
 
 
+def on_calendar(turn: Turn) -> None:
+    """The windows are known anew: what waits for one looks for its place in them again."""
+    operation = turn.known.operation
+    if isinstance(operation, Realising) and operation.opens_at is not None:
+        _wait_for_window(turn, operation, windows.opens_at(turn.known.calendar, windows.activation, turn.wall))
+        on_time(turn)
+
+
 def resume(turn: Turn, *, rebooted: bool) -> None:
     """Take up the operation that an earlier run of the agent left behind."""
+    left_behind = turn.known.operation
+    if isinstance(left_behind, Realising) and rebooted:  # what runs now was brought up by a boot, whole
+        turn.set(operation=attrs.evolve(left_behind, begun=False))
     match turn.known.operation:
         case Realising(retry_at=None) as operation:
-            _order_realise(turn, operation)
+            _order_realise(turn, attrs.evolve(operation, opens_at=None))
+        case Consulting() as operation:
+            _order_realise(turn, _prepared(turn, operation))
+        case Rebooting() if rebooted:
+            turn.set(operation=None)
+        case Rebooting(retry_at=None) as operation:  # it may never have been asked for
+            turn.set(operation=attrs.evolve(operation, retry_at=turn.now))
         case Switching() as operation if rebooted:
             turn.set(operation=None)
             _resume_switch_after_reboot(turn, operation)

@@ -10,6 +10,7 @@ import attrs
 
 from state_machine.system import SwitchOutcome, SystemView
 from state_machine.values import (
+    Basis,
     Channel,
     Closure,
     FailurePolicy,
@@ -20,11 +21,44 @@ from state_machine.values import (
     ProbeSpec,
     ProbeStatus,
     Reason,
+    RebootPolicy,
     RolloutId,
+    Source,
     SubResult,
     SwitchMethod,
     WallMs,
 )
+
+
+@attrs.frozen(kw_only=True)
+class TargetPolicy:
+    """How a target is to be judged: its channel's policy in the anchored fleet, or what the operator configured."""
+
+    on_failure: FailurePolicy = FailurePolicy.ROLLBACK_AND_HALT
+    soak_ms: int = 0
+    sustained_failure_ms: int | None = None
+    max_failed_units: int | None = None
+
+
+@attrs.frozen(kw_only=True)
+class Span:
+    """From one instant until before another."""
+
+    begins: WallMs
+    ends: WallMs
+
+
+@attrs.frozen(kw_only=True)
+class Calendar:
+    """When activations and reboots may begin, as instants: time zones are the business of whoever made it.
+
+    None: always. Nothing is known of the time before `since`, nor from `through` on.
+    """
+
+    through: WallMs
+    since: WallMs = WallMs(0)
+    activation: tuple[Span, ...] | None = None
+    reboot: tuple[Span, ...] | None = None
 
 
 @attrs.frozen(kw_only=True)
@@ -48,16 +82,15 @@ class Settings:
     """The certificate is renewed when less than this part of its life is left."""
     holds: str = ""
     """Why nothing new may begin in this run, such as a journal that cannot be used; empty: nothing is in the way."""
-
-
-@attrs.frozen(kw_only=True)
-class TargetPolicy:
-    """How a verified target is to be judged: the policy of its channel, from the anchored fleet snapshot."""
-
-    on_failure: FailurePolicy = FailurePolicy.ROLLBACK_AND_HALT
-    soak_ms: int = 0
-    sustained_failure_ms: int | None = None
-    max_failed_units: int | None = None
+    source: Source = Source.FLEET
+    retry_interval_s: int = 30
+    """The first pause after a failed poll of a source without signatures."""
+    offer_policy: TargetPolicy = TargetPolicy()
+    """How targets of a source that names no policy are judged."""
+    reboot: RebootPolicy = RebootPolicy.NEVER
+    hooks: bool = False
+    """Hooks of the operator's are asked before a switch and told afterwards."""
+    hook_timeout_s: int = 60
 
 
 @attrs.frozen(kw_only=True)
@@ -81,6 +114,10 @@ class VerifiedIntent:
     """None: the manifest does not name this host."""
     wave_index: int = 0
     policy: TargetPolicy = TargetPolicy()
+    basis: Basis = Basis.SIGNED_MANIFEST
+    """Any other: nobody signed this, it stands for a `TargetOffered`, and `signed_at` is when that came."""
+    offered_as: str = ""
+    """What the source calls it, such as the id of a build."""
 
 
 class DispatchKind(enum.StrEnum):
@@ -108,6 +145,8 @@ class Booted:
     settings: Settings
     system: SystemView
     probes: tuple[ProbeSpec, ...] = ()
+    calendar: Calendar | None = None
+    """None: no windows are configured."""
 
 
 @attrs.frozen(kw_only=True)
@@ -157,6 +196,49 @@ class DispatchReceived:
     soak_s: int | None = None
     kind: DispatchKind = DispatchKind.DISPATCH
     reason: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class TargetOffered:
+    """A source without signatures says what this host is to run. `closure` None: nothing is wanted of it now.
+
+    The text is as received. `offered_as` is what the source calls it, for people and auditors.
+    """
+
+    at: Moment
+    basis: Basis
+    closure: str | None
+    offered_as: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class CalendarRead:
+    """Answers `ReadCalendar`: the windows of the days to come."""
+
+    at: Moment
+    calendar: Calendar
+
+
+@attrs.frozen(kw_only=True)
+class HooksFinished:
+    """Answers `RunHooks(op)`. `veto` is why a switch may not begin now, empty if it may; `output` is what they said."""
+
+    at: Moment
+    op: OpId
+    veto: str = ""
+    output: str = ""
+    jitter: float = 0.5
+
+
+@attrs.frozen(kw_only=True)
+class RebootDelayed:
+    """Answers `Reboot(op)` when the host does not go down: somebody's session lock is in the way, or it failed."""
+
+    at: Moment
+    op: OpId
+    locked: bool
+    detail: str = ""
+    jitter: float = 0.5
 
 
 @attrs.frozen(kw_only=True)
@@ -270,6 +352,8 @@ class DutyFinished:
     ok: bool
     retry_after_ms: int | None = None
     jitter: float = 0.5
+    again_after_ms: int | None = None
+    """After a success: when the server wants to be asked again, if it said so."""
 
 
 @attrs.frozen(kw_only=True)
@@ -302,6 +386,10 @@ Event = (
     | IntentVerified
     | IntentRefused
     | DispatchReceived
+    | TargetOffered
+    | CalendarRead
+    | HooksFinished
+    | RebootDelayed
     | RealiseFinished
     | SwitchFinished
     | SystemObserved
@@ -323,6 +411,10 @@ EVENT_KINDS: tuple[type[Event], ...] = (
     IntentVerified,
     IntentRefused,
     DispatchReceived,
+    TargetOffered,
+    CalendarRead,
+    HooksFinished,
+    RebootDelayed,
     RealiseFinished,
     SwitchFinished,
     SystemObserved,

@@ -6,7 +6,7 @@ first seen plus the running time since, and what was once found stale stays stal
 
 from state_machine.events import VerifiedIntent
 from state_machine.state import Known, SeenIntent
-from state_machine.values import CLOCK_SLACK_MS, Reason, SteadyMs, WallMs
+from state_machine.values import CLOCK_SLACK_MS, Basis, Reason, SteadyMs, WallMs
 
 
 def age_verdict(signed_at: WallMs, now: WallMs, window_ms: int) -> Reason | None:
@@ -19,14 +19,20 @@ def age_verdict(signed_at: WallMs, now: WallMs, window_ms: int) -> Reason | None
 
 
 def window_ms(known: Known, seen: SeenIntent) -> int:
-    """The channel's signed window, narrowed by the operator's cap if there is one."""
-    window_s, cap_s = seen.intent.freshness_window_s, known.settings.freshness_cap_s
+    """The channel's signed window, narrowed by the operator's cap if there is one; of an offer, how long it is good."""
+    window_s = seen.intent.freshness_window_s
+    cap_s = known.settings.freshness_cap_s if is_signed(seen.intent) else None
     return 1000 * (window_s if cap_s is None else min(window_s, cap_s))
+
+
+def is_signed(intent: VerifiedIntent) -> bool:
+    """A trusted key signed it, so its date says something. What is only offered has the date of this host's clock."""
+    return intent.basis is Basis.SIGNED_MANIFEST
 
 
 def is_marked_stale(known: Known, seen: SeenIntent) -> bool:
     """The intent was once found stale, or a newer one of its channel was (S8)."""
-    return seen.intent.signed_at <= known.stale_through.get(seen.intent.channel, -1)
+    return is_signed(seen.intent) and seen.intent.signed_at <= known.stale_through.get(seen.intent.channel, -1)
 
 
 def freshness_left_ms(known: Known, seen: SeenIntent, wall: WallMs, steady: SteadyMs) -> int:
@@ -36,6 +42,8 @@ def freshness_left_ms(known: Known, seen: SeenIntent, wall: WallMs, steady: Stea
 
 def window_left_ms(known: Known, seen: SeenIntent, wall: WallMs, steady: SteadyMs) -> int:
     """Time until the window of intent that is not marked closes, by the clock that says it is older."""
+    if not is_signed(seen.intent):
+        return window_ms(known, seen) - (steady - seen.seen_steady)
     by_running_time = seen.seen_wall + steady - seen.seen_steady
     age_ms = max(wall, by_running_time) - seen.intent.signed_at
     return window_ms(known, seen) + CLOCK_SLACK_MS - age_ms
@@ -60,6 +68,8 @@ def time_verdict(known: Known, seen: SeenIntent, wall: WallMs, steady: SteadyMs)
 
     Future-dated comes first: intent from the future must not leave a mark that makes honest intent look old.
     """
+    if not is_signed(seen.intent):  # its age counts from when it was offered, whatever the clock says
+        return Reason.STALE if freshness_left_ms(known, seen, wall, steady) < 0 else None
     if clock_is_behind(known, wall):
         return Reason.CLOCK_BEHIND
     if seen.intent.signed_at - wall > CLOCK_SLACK_MS:

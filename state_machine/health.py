@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import attrs
 
-from state_machine import activation, schedule
+from state_machine import activation, hooks, schedule
 from state_machine.actions import ObserveSystem, RestartProbes
 from state_machine.events import ProbeObserved, ProbesDeclared, SystemObserved
 from state_machine.evolution import evolve
@@ -26,6 +26,7 @@ from state_machine.state import Known, ProbeHealth, Tracked
 from state_machine.turn import Turn
 from state_machine.values import (
     Closure,
+    HookMoment,
     Phase,
     ProbeMode,
     ProbeSpec,
@@ -197,6 +198,8 @@ def judge(turn: Turn, *, looked: bool = False) -> None:
         current.record.rollout_id,
         lambda seq: Converged(seq=seq, converged_at=turn.wall, current_closure=running),
     )
+    hooks.tell(turn, HookMoment.AFTER_SUCCESS, current)
+    return None
 
 
 def _soaked(turn: Turn, current: Tracked) -> bool:

@@ -22,14 +22,22 @@ from state_machine.events import (
 )
 from state_machine.evolution import evolve
 from state_machine.facts import ActivationFailed, DispatchAck, DispatchReject, RollbackRequested, TargetRefused
-from state_machine.freshness import freshness_left_ms, is_marked_stale, is_superseded, time_verdict, window_left_ms
-from state_machine.state import HeldDispatch, Known, Realising, SeenIntent, Tracked
+from state_machine.freshness import (
+    freshness_left_ms,
+    is_marked_stale,
+    is_signed,
+    is_superseded,
+    time_verdict,
+    window_left_ms,
+)
+from state_machine.state import Consulting, HeldDispatch, Known, Realising, SeenIntent, Tracked, is_of_source
 from state_machine.turn import Turn, without
 from state_machine.values import (
     Closure,
     Phase,
     Reason,
     RolloutId,
+    Source,
     SteadyMs,
     WallMs,
     is_closure,
@@ -43,6 +51,8 @@ SOAK_ASKED_MAX_S: Final = 30 * 86_400
 """The control plane may ask for a longer soak than was signed, within reason."""
 REJECT_REPEAT_MS: Final = 60_000
 """A dispatch that keeps coming back is rejected on the record once in this time; in between it is only counted."""
+
+NOT_OF_A_FLEET: Final = "this host does not follow a fleet's signed manifests"
 
 Refusal = tuple[Reason, str]
 Requirement = Callable[[Known, HeldDispatch, SeenIntent, WallMs, SteadyMs], Refusal | None]
@@ -63,12 +73,19 @@ def _in_time(known: Known, held: HeldDispatch, seen: SeenIntent, wall: WallMs, n
     return None if reason is None else (reason, time_detail(reason, known, seen, wall))
 
 
+def _from_the_source(known: Known, held: HeldDispatch, seen: SeenIntent, wall: WallMs, now: SteadyMs) -> Refusal | None:
+    if is_of_source(known.settings.source, seen.intent):
+        return None
+    rests_on, follows = seen.intent.basis, known.settings.source
+    return Reason.SUPERSEDED, f"it rests on {rests_on}, and this host follows {follows} now"
+
+
 def _not_quarantined(known: Known, held: HeldDispatch, seen: SeenIntent, wall: WallMs, now: SteadyMs) -> Refusal | None:
     entry = known.quarantine.get(held.target)
     return None if entry is None else (Reason.QUARANTINED, f"rolled back in {entry.rollout_id}: {entry.why}")
 
 
-REQUIREMENTS: Final[tuple[Requirement, ...]] = (_names_this_target, _in_time, _not_quarantined)
+REQUIREMENTS: Final[tuple[Requirement, ...]] = (_names_this_target, _from_the_source, _in_time, _not_quarantined)
 """What must hold at the moment of a decision to switch (S1, S2, S3, S8), in this order."""
 
 
@@ -83,6 +100,8 @@ def time_detail(reason: Reason, known: Known, seen: SeenIntent, wall: WallMs) ->
             return f"signed {-age_s} s in the future"
         case Reason.SUPERSEDED:
             return f"a newer manifest of {seen.intent.channel}, or a newer fleet, has been accepted"
+        case _ if not is_signed(seen.intent):
+            return f"last offered more than {seen.intent.freshness_window_s} s ago"
         case _ if is_marked_stale(known, seen) and age_s <= seen.intent.freshness_window_s:
             return f"signed {age_s} s ago by a clock that has found it, or a newer one, stale before"
         case _:
@@ -102,6 +121,8 @@ def unmet(known: Known, held: HeldDispatch, seen: SeenIntent, wall: WallMs, now:
 
 def on_intent_verified(turn: Turn, event: IntentVerified) -> None:
     """Accept proved intent if it is acceptable in time, then look again at a dispatch that waited for it."""
+    if turn.known.settings.source is not Source.FLEET or not is_signed(event.intent):
+        return turn.unexpected(NOT_OF_A_FLEET)
     intent = event.intent
     stored = turn.known.intents.get(intent.rollout_id)
     if stored is not None and stored.intent == intent:
@@ -112,12 +133,13 @@ def on_intent_verified(turn: Turn, event: IntentVerified) -> None:
         turn.refuse(*refusal, intent.rollout_id)
         if _is_held(turn, intent.rollout_id):
             _reject_held(turn, *refusal)
-        return
+        return None
     if seen != stored:
         _accept_intent(turn, seen)
     if _is_held(turn, intent.rollout_id):
         turn.set_session(refetch_at=None, refetch_failures=0)
         consider(turn)
+    return None
 
 
 def _untimely(turn: Turn, seen: SeenIntent) -> Refusal | None:
@@ -139,15 +161,19 @@ def _accept_intent(turn: Turn, seen: SeenIntent) -> None:
         newest_signed={**known.newest_signed, intent.channel: newest},
         newest_fleet=fleet,
     )
-    _forget_intents(turn, intent.rollout_id)
+    forget_intents(turn, intent.rollout_id)
 
 
-def _forget_intents(turn: Turn, newest: RolloutId) -> None:
-    """Keep a bounded number of intents. One that goes is marked: shown again, its age would start afresh (S8)."""
+def forget_intents(turn: Turn, newest: RolloutId) -> None:
+    """Keep a bounded number of intents. One that goes is marked: shown again, its age would start afresh (S8).
+
+    What was only offered goes first: a fleet that the host comes back to must not find its manifests marked for it.
+    """
     known = turn.known
     needed = {known.active, newest, known.waiting.rollout_id if known.waiting else None}
     spare = [seen for rollout_id, seen in known.intents.items() if rollout_id not in needed]
-    spare.sort(key=lambda seen: (not is_superseded(known, seen.intent), seen.intent.signed_at, seen.intent.rollout_id))
+    spare.sort(key=lambda seen: (is_signed(seen.intent), not is_superseded(known, seen.intent), seen.intent.signed_at,
+                                 seen.intent.rollout_id))  # fmt: skip
     for seen in spare[: max(0, len(known.intents) - INTENTS_KEPT)]:
         if not is_superseded(known, seen.intent):
             mark_stale(turn, seen)
@@ -156,6 +182,8 @@ def _forget_intents(turn: Turn, newest: RolloutId) -> None:
 
 def mark_stale(turn: Turn, seen: SeenIntent) -> None:
     """Remember that intent signed at this instant is stale, whatever the clock will say later (S8)."""
+    if not is_signed(seen.intent):
+        return
     channel, signed_at = seen.intent.channel, seen.intent.signed_at
     if turn.known.stale_through.get(channel, WallMs(-1)) < signed_at:
         turn.set(stale_through={**turn.known.stale_through, channel: signed_at})
@@ -195,6 +223,8 @@ def _withdraw(turn: Turn, rollout_id: RolloutId) -> None:
 
 def on_dispatch_received(turn: Turn, event: DispatchReceived) -> None:
     """Hold a dispatch that could be for this host and is news; answer a rollback wish."""
+    if turn.known.settings.source is not Source.FLEET:
+        return turn.unexpected(NOT_OF_A_FLEET)
     machine_id = turn.known.settings.machine_id
     if event.hostname != machine_id:
         return turn.refuse(Reason.MANIFEST_MISMATCH, f"a dispatch for {event.hostname[:64]!r}, this is {machine_id}")
@@ -261,6 +291,10 @@ def consider(turn: Turn, *, may_fetch: bool = False) -> None:
     if held is None or known.busy or known.settings.holds:
         return
     seen = known.intents.get(held.rollout_id)
+    if seen is not None and not is_signed(seen.intent):
+        may_fetch = False
+        if seen.withdrawn:
+            return  # its source is asked in any case
     if seen is None or seen.withdrawn or (may_fetch and freshness_left_ms(known, seen, turn.wall, turn.now) < 0):
         schedule.fetch(turn, held.rollout_id)
         return
@@ -282,7 +316,7 @@ def _reject_held(turn: Turn, reason: Reason, detail: str) -> None:
     turn.set_session(refetch_at=None, refetch_failures=0)
     if held.adopted is not None:
         return  # it is not ours to answer for; the next heartbeat brings it up again
-    tracked = turn.known.rollouts.get(held.rollout_id) or tracking.track(turn, held, None)
+    tracked = turn.known.rollouts.get(held.rollout_id) or tracking.track(turn, held, _offer_of(turn, held))
     if tracked.record.phase is not Phase.PENDING:
         return
     turn.put(evolve(tracked, rejected_at=turn.now))
@@ -292,6 +326,12 @@ def _reject_held(turn: Turn, reason: Reason, detail: str) -> None:
             lambda seq: TargetRefused(seq=seq, reason=reason, detail=detail[:512], refused_at=turn.wall),
         )
     turn.record(held.rollout_id, lambda seq: DispatchReject(seq=seq, reason=reason, rejected_at=turn.wall))
+
+
+def _offer_of(turn: Turn, held: HeldDispatch) -> VerifiedIntent | None:
+    """What a held target that nobody signed stands for, so that its record says where it came from."""
+    seen = turn.known.intents.get(held.rollout_id)
+    return None if seen is None or is_signed(seen.intent) else seen.intent
 
 
 def _take(turn: Turn, held: HeldDispatch, intent: VerifiedIntent) -> None:
@@ -314,9 +354,9 @@ def _supersede(turn: Turn, successor: RolloutId) -> None:
     current, operation = turn.known.current, turn.known.operation
     if current is None or current.record.rollout_id == successor:
         return
-    turn.put(evolve(current, superseded_by=successor))
+    turn.put(evolve(current, superseded_by=successor, untouched=isinstance(operation, Realising | Consulting)))
     turn.set(operation=None)
-    if isinstance(operation, Realising):
+    if isinstance(operation, Realising | Consulting):
         turn.order(Abandon(op=operation.op))
         turn.record(
             operation.rollout_id,
@@ -356,6 +396,8 @@ def _answer_wish(turn: Turn, current: Tracked, detail: str) -> None:
 
 def on_snapshots_received(turn: Turn, event: SnapshotsReceived) -> None:
     """Compare the control plane's view with ours; go on with a rollout that only it knows (a lost state directory)."""
+    if turn.known.settings.source is not Source.FLEET:
+        return turn.unexpected(NOT_OF_A_FLEET)
     for snapshot in event.snapshots:
         if not is_rollout_id(snapshot.rollout_id) or not is_closure(snapshot.target_closure):
             turn.refuse(Reason.PARSE, f"a snapshot of {snapshot.rollout_id[:64]!r}")
@@ -370,6 +412,7 @@ def on_snapshots_received(turn: Turn, event: SnapshotsReceived) -> None:
             turn.unexpected(
                 f"the control plane has {snapshot.rollout_id} as {snapshot.phase}, not {tracked.record.phase}"
             )
+    return None
 
 
 def _adopt(turn: Turn, snapshot: Snapshot) -> None:

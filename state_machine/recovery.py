@@ -3,7 +3,7 @@
 Recovery is replay plus this one event. It needs no answer from anybody: the control plane may be gone for good.
 """
 
-from state_machine import activation, health, intake, schedule
+from state_machine import activation, health, hooks, intake, offers, schedule
 from state_machine.events import Booted
 from state_machine.evolution import evolve
 from state_machine.state import Known
@@ -19,14 +19,16 @@ def known_after_boot(known: Known, event: Booted) -> Known:
 def on_booted(turn: Turn, event: Booted, *, rebooted: bool) -> None:
     """Resume whatever is unfinished, and begin the timetable of this run."""
     before = turn.known.system.running
-    turn.set(runs=turn.known.runs + 1, settings=event.settings, system=event.system)
+    turn.set(runs=turn.known.runs + 1, settings=event.settings, system=event.system, calendar=event.calendar)
     if rebooted:
         health.forget_results(turn)
     health.note_change(turn, before)
     health.doubt_results(turn)
     schedule.start(turn)
     _declare(turn, event, rebooted=rebooted)
+    offers.begin_run(turn)
     activation.resume(turn, rebooted=rebooted)
+    hooks.resume(turn)
     current = turn.known.current
     if current is not None and current.record.phase is Phase.DEFERRED:
         _resume_deferred(turn, rebooted=rebooted)

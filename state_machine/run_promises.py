@@ -27,6 +27,7 @@ from state_machine.events import (
     ProbeObserved,
     QuarantineCleared,
     SwitchFinished,
+    TargetOffered,
     Tick,
     VerifiedIntent,
 )
@@ -44,7 +45,18 @@ from state_machine.passages import (
 )
 from state_machine.state import GENESIS, SeenIntent, State
 from state_machine.step import step
-from state_machine.values import CLOCK_SLACK_MS, Channel, Closure, Phase, ProbeMode, ProbeStatus, RolloutId, WallMs
+from state_machine.values import (
+    CLOCK_SLACK_MS,
+    Basis,
+    Channel,
+    Closure,
+    Phase,
+    ProbeMode,
+    ProbeStatus,
+    RolloutId,
+    WallMs,
+    is_closure,
+)
 
 PACE_MS: Final = 500
 """No exchange of one kind begins sooner than this after the one before it."""
@@ -57,16 +69,56 @@ RunPromise = Callable[[Run], Iterator[str]]
 
 
 def s1_something_verified_was_shown(run: Run) -> Iterator[str]:
-    """S1: before every switch a verified manifest was shown that gives this host exactly that closure, and is fresh."""
+    """S1: before every switch a verified manifest was shown that gives this host exactly that closure, and is fresh.
+
+    Where nobody signs, the source has named exactly that closure in this run, not too long ago, and nothing else since.
+    """
     shown: list[IntentVerified] = []
+    said: _Said | None = None
     for passage in run:
+        said = _said_last(passage, said)
         if isinstance(passage.event, IntentVerified):
             shown.append(passage.event)
         for order in new_switches(passage):
             wall, rollout_id = passage.event.at.wall_ms, rollout_of(passage, order)
+            if (offer := _offer_behind(passage, rollout_id)) is not None:
+                yield from _not_what_was_said(passage, order, offer, said)
+                continue
             fitting = [e for e in shown if e.intent.target == order.closure and e.intent.rollout_id == rollout_id]
             if not any(_fresh_by_the_wall(event.intent, wall) for event in fitting):
                 yield f"{order.closure} was switched to, and no fresh manifest for it had been shown"
+
+
+@attrs.frozen(kw_only=True)
+class _Said:
+    closure: str | None
+    at: int
+
+
+def _said_last(passage: Passage, before: _Said | None) -> _Said | None:
+    """What a source without signatures has said last in this run of the agent."""
+    match passage.event:
+        case Booted():
+            return None
+        case TargetOffered(basis=Basis.SIGNED_MANIFEST):
+            return before
+        case TargetOffered(closure=closure) if closure is None or is_closure(closure):
+            return _Said(closure=closure, at=passage.after.clock.read(passage.event.at))
+        case _:
+            return before
+
+
+def _offer_behind(passage: Passage, rollout_id: RolloutId | None) -> VerifiedIntent | None:
+    """The offer that a rollout stands for; None: its target is signed, or says to be."""
+    seen = None if rollout_id is None else passage.after.intents.get(rollout_id)
+    return None if seen is None or seen.intent.basis is Basis.SIGNED_MANIFEST else seen.intent
+
+
+def _not_what_was_said(passage: Passage, order: Switch, offer: VerifiedIntent, said: _Said | None) -> Iterator[str]:
+    if said is None or said.closure != order.closure:
+        yield f"{order.closure} was switched to on {offer.basis}, and its source said {said} last"
+    elif passage.after.clock.read(passage.event.at) - said.at > offer.freshness_window_s * 1000:
+        yield f"{order.closure} was switched to on {offer.basis}, and was offered too long ago"
 
 
 def _fresh_by_the_wall(intent: VerifiedIntent, wall: WallMs) -> bool:
@@ -80,9 +132,14 @@ def s2_nothing_older_than_the_newest_accepted(run: Run) -> Iterator[str]:
     for passage in run:
         for channel, signed_at in passage.after.newest_signed.items():
             newest[channel] = max(signed_at, newest.get(channel, signed_at))
-        for rollout_id, intent in _acted_on(passage):
+        for rollout_id, intent in _signed(_acted_on(passage)):
             if intent.signed_at < newest.get(intent.channel, intent.signed_at):
                 yield f"{rollout_id} was acted on after a newer manifest of {intent.channel}"
+
+
+def _signed(intents: Iterator[tuple[RolloutId, VerifiedIntent]]) -> Iterator[tuple[RolloutId, VerifiedIntent]]:
+    """Those that a key has signed: the date of an offer is this host's own, and its age counts from the last word."""
+    yield from (item for item in intents if item[1].basis is Basis.SIGNED_MANIFEST)
 
 
 def _acted_on(passage: Passage) -> Iterator[tuple[RolloutId, VerifiedIntent]]:
@@ -236,7 +293,7 @@ def s8_no_clock_revives_it(run: Run) -> Iterator[str]:
             for seen in intents.values():
                 if wall - seen.intent.signed_at > _limit(passage, seen.intent):
                     expired.add(seen.intent)
-        for rollout_id, intent in _acted_on(passage):
+        for rollout_id, intent in _signed(_acted_on(passage)):
             then_wall, then = accepted[intent]
             if intent in expired:
                 yield f"{rollout_id} was acted on, and its manifest had been stale before"

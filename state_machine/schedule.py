@@ -7,12 +7,24 @@ sleeps until then and sends `Tick`. An idle agent wakes for its polls and nothin
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from state_machine import windows
 from state_machine.actions import DeliverFacts, FetchIntent, Perform
-from state_machine.events import CertificateLoaded, Duty, DutyFinished
-from state_machine.freshness import is_marked_stale, window_left_ms
-from state_machine.state import Known, Operation, Realising, RollingBack, State, Switching, Tracked, fact_backlog
+from state_machine.events import CertificateLoaded, Duty, DutyFinished, Settings
+from state_machine.freshness import is_marked_stale, is_signed, window_left_ms
+from state_machine.state import (
+    Consulting,
+    Known,
+    Operation,
+    Realising,
+    Rebooting,
+    RollingBack,
+    State,
+    Switching,
+    Tracked,
+    fact_backlog,
+)
 from state_machine.turn import Turn, without
-from state_machine.values import Moment, Phase, ProbeMode, ProbeStatus, RolloutId, SteadyMs, WallMs
+from state_machine.values import Moment, Phase, ProbeMode, ProbeStatus, RolloutId, Source, SteadyMs, WallMs
 
 BACKOFF_BASE_MS: Final[Mapping[Duty, int]] = {
     Duty.INTENT: 2_000,
@@ -28,6 +40,12 @@ BACKOFF_CAP_MS: Final[Mapping[Duty, int]] = {
     Duty.DELIVERY: 60_000,
     Duty.RENEWAL: 3_600_000,
 }
+DUTIES: Final[Mapping[Source, tuple[Duty, ...]]] = {
+    Source.FLEET: (Duty.HEARTBEAT, Duty.DISPATCH, Duty.INTENT),
+    Source.LEGACY: (Duty.HEARTBEAT, Duty.INTENT),
+    Source.GRADIENT: (Duty.INTENT,),
+}
+"""The exchanges that recur with each source. Facts are delivered when there are any, certificates renewed in time."""
 RETRY_AFTER_CAP_MS: Final = 3_600_000
 """A hostile `Retry-After` may not silence a host for longer than this."""
 POLL_GAP_MS: Final = 1_000
@@ -48,7 +66,7 @@ def backoff_ms(base_ms: int, cap_ms: int, failures: int, jitter: float) -> int:
 
 def start(turn: Turn) -> None:
     """Make every exchange due at the beginning of a run."""
-    turn.set_session(due=dict.fromkeys((Duty.HEARTBEAT, Duty.DISPATCH, Duty.INTENT), turn.now))
+    turn.set_session(due=dict.fromkeys(DUTIES[turn.known.settings.source], turn.now))
 
 
 def poke(turn: Turn) -> None:
@@ -78,7 +96,7 @@ def on_duty_finished(turn: Turn, event: DutyFinished) -> None:
     stuck = _stuck(turn) if duty is Duty.DELIVERY else 0
     useful = event.ok and not stuck
     failures = 0 if useful else session.failures.get(duty, 0) + 1
-    pause = _pause_ms(turn, event) if useful else _retry_ms(event, failures)
+    pause = _pause_ms(turn, event) if useful else _retry_ms(turn.known.settings, event, failures)
     changes: dict[str, Any] = {
         "failures": {**session.failures, duty: failures},
         "started": without(session.started, duty),
@@ -108,6 +126,8 @@ def _stuck(turn: Turn) -> int:
 def _pause_ms(turn: Turn, event: DutyFinished) -> int:
     settings = turn.known.settings
     match event.duty:
+        case Duty.INTENT if event.again_after_ms is not None:
+            return min(max(event.again_after_ms, POLL_GAP_MS), settings.poll_interval_s * 1000)
         case Duty.INTENT:
             return _spread(settings.poll_interval_s * 1000, event.jitter)
         case Duty.HEARTBEAT:
@@ -125,8 +145,12 @@ def _spread(period_ms: int, jitter: float) -> int:
     return int(period_ms * (0.95 + 0.1 * jitter))
 
 
-def _retry_ms(event: DutyFinished, failures: int) -> int:
-    own = backoff_ms(BACKOFF_BASE_MS[event.duty], BACKOFF_CAP_MS[event.duty], failures - 1, event.jitter)
+def _retry_ms(settings: Settings, event: DutyFinished, failures: int) -> int:
+    base, cap = BACKOFF_BASE_MS[event.duty], BACKOFF_CAP_MS[event.duty]
+    if event.duty is Duty.INTENT and settings.source is not Source.FLEET:
+        base = max(settings.retry_interval_s * 1000, POLL_GAP_MS)
+        cap = max(base, settings.poll_interval_s * 1000)
+    own = backoff_ms(base, cap, failures - 1, event.jitter)
     return max(own, min(event.retry_after_ms or 0, RETRY_AFTER_CAP_MS))
 
 
@@ -169,8 +193,10 @@ def _order_delivery(turn: Turn) -> None:
         return
     if not (backlog := fact_backlog(turn.known)):
         return
-    # One rollout whose facts will not go through must not stand in the way of the others.
-    first = next((tracked for tracked in backlog if tracked.number > session.stuck), backlog[0])
+    # One rollout whose facts will not go through must not stand in the way of the others. A server that is only told
+    # what this host did last must be told in order, and knows no rollouts that could get stuck.
+    passed_over = 0 if turn.known.settings.source is Source.LEGACY else session.stuck
+    first = next((tracked for tracked in backlog if tracked.number > passed_over), backlog[0])
     from_seq = first.delivered_seq + 1
     turn.set_session(
         due=without(session.due, Duty.DELIVERY),
@@ -212,8 +238,8 @@ def next_wakeup(state: State, at: Moment) -> int | None:
     now = known.clock.read(at)
     waits = _wall_waits(state, at.wall_ms, now)
     instants = _exchange_instants(state)
-    if known.operation is not None:
-        instants.append(_operation_due(known.operation))
+    if known.operation is not None and (due := _operation_due(known.operation)) is not None:
+        instants.append(due)
     if known.current is not None and known.current.record.phase is Phase.SOAKING:
         # A level that was already considered at its instant must not wake anybody again.
         instants += [instant for instant in _soak_instants(known, known.current) if instant > state.session.seen]
@@ -236,12 +262,14 @@ def _exchange_instants(state: State) -> list[int]:
     return instants
 
 
-def _operation_due(operation: Operation) -> SteadyMs:
-    """When to try again, or when the order counts as lost."""
+def _operation_due(operation: Operation) -> SteadyMs | None:
+    """When to try again, or when the order counts as lost; None: that is a matter of the wall clock."""
     match operation:
-        case Realising(retry_at=int(retry_at)) | RollingBack(retry_at=int(retry_at)):
-            return retry_at
-        case Realising(due=due) | Switching(due=due) | RollingBack(due=due):
+        case Realising(retry_at=int(at)) | RollingBack(retry_at=int(at)) | Rebooting(retry_at=int(at)):
+            return SteadyMs(at)
+        case Realising(opens_at=int()):
+            return None
+        case Realising(due=due) | Consulting(due=due) | Switching(due=due) | RollingBack(due=due) | Rebooting(due=due):
             return due
 
 
@@ -270,7 +298,21 @@ def _wall_waits(state: State, wall: WallMs, now: SteadyMs) -> list[int]:
         due = current.record.soak_due_at
         if due is not None and due > state.session.seen_wall:
             waits.append(due - wall)
+    waits += _window_waits(state, wall, now)
     for seen in known.intents.values():
-        if not is_marked_stale(known, seen):
+        # That an offer is no longer said again matters only when something is begun on its account.
+        if is_signed(seen.intent) and not is_marked_stale(known, seen):
             waits.append(window_left_ms(known, seen, wall, now) + 1)
     return waits
+
+
+def _window_waits(state: State, wall: WallMs, now: SteadyMs) -> list[int]:
+    known, waits = state.known, []
+    if isinstance(known.operation, Realising) and known.operation.opens_at is not None:
+        opens_at = windows.opens_at(known.calendar, windows.activation, wall)  # the clock may have been set since
+        waits.append(min(known.operation.opens_at, known.operation.opens_at if opens_at is None else opens_at) - wall)
+    if known.operation is None and known.waiting is None and windows.waits_for_reboot(known) is not None:
+        opens = windows.reboot_opens_at(known, wall)
+        waits += [] if opens is None else [opens - wall]
+    calendar = windows.next_calendar_ms(known, wall, now, state.session.calendar_asked)
+    return waits if calendar is None else [*waits, calendar]

@@ -11,13 +11,15 @@ from typing import Final
 
 import attrs
 
-from state_machine.events import Duty, Settings, TargetPolicy, VerifiedIntent
+from state_machine.events import Calendar, Duty, Settings, TargetPolicy, VerifiedIntent
 from state_machine.evolution import evolve
 from state_machine.lifecycle import HostRollout
 from state_machine.system import SystemView
 from state_machine.values import (
+    Basis,
     Channel,
     Closure,
+    HookMoment,
     HostName,
     Moment,
     OpId,
@@ -25,7 +27,9 @@ from state_machine.values import (
     ProbeMode,
     ProbeSpec,
     ProbeStatus,
+    Reason,
     RolloutId,
+    Source,
     SteadyMs,
     SubResult,
     WallMs,
@@ -59,18 +63,22 @@ class SteadyClock:
 
 @attrs.frozen(kw_only=True)
 class SeenIntent:
-    """A verified intent and when it was first accepted, by both clocks, so that its age cannot shrink."""
+    """A verified intent and when it was first accepted, by both clocks, so that its age cannot shrink.
+
+    Of an offer that nobody signed: when its source last said it, as far as that is on record.
+    """
 
     intent: VerifiedIntent
     seen_wall: WallMs
     seen_steady: SteadyMs
     withdrawn: bool = False
-    """It was refused since: it has to prove itself again before anything is begun on its account."""
+    """It was refused since, or is no longer offered: it has to prove itself, or be said, again before anything is begun
+    on its account."""
 
 
 @attrs.frozen(kw_only=True)
 class HeldDispatch:
-    """A dispatch that waits: for its manifest, or for the switch in flight to end.
+    """A dispatch or an offer that waits: for its manifest, or for the switch in flight to end.
 
     `adopted` is set when it stands for a rollout that only the control plane remembers: the phase it believes and the
     number of the last fact it holds. Such a rollout must prove itself like any other before it is gone on with.
@@ -102,6 +110,10 @@ class Tracked:
     refused_facts: int = 0
     rejected_at: SteadyMs | None = None
     superseded_by: RolloutId | None = None
+    untouched: bool = False
+    """It failed before the system was touched, and not through any fault of the target."""
+    cleared: bool = False
+    """An operator has lifted the quarantine that its failure put its target into."""
 
     @property
     def policy(self) -> TargetPolicy:
@@ -132,6 +144,26 @@ class Realising:
     attempt: int = 1
     """Which try of the switch this prepares."""
     retry_at: SteadyMs | None = None
+    opens_at: WallMs | None = None
+    """It is in the store and waits for the activation window that opens then."""
+    reason: Reason | None = None
+    """Why the switch was not begun last time, with `why` for people; None: nothing was in the way."""
+    why: str = ""
+    begun: bool = False
+    """A switch to it was cut off in the middle of this boot: it is not left half done until some window opens."""
+
+
+@attrs.frozen(kw_only=True)
+class Consulting:
+    """The operator's hooks are asked whether the switch may begin."""
+
+    op: OpId
+    rollout_id: RolloutId
+    closure: Closure
+    due: SteadyMs
+    """Past this the answer counts as lost."""
+    failures: int = 0
+    attempt: int = 1
 
 
 @attrs.frozen(kw_only=True)
@@ -160,7 +192,36 @@ class RollingBack:
     retry_at: SteadyMs | None = None
 
 
-Operation = Realising | Switching | RollingBack
+@attrs.frozen(kw_only=True)
+class Rebooting:
+    """A reboot into the deferred target has been ordered (`retry_at` None), or will be tried again at `retry_at`."""
+
+    op: OpId
+    rollout_id: RolloutId
+    closure: Closure
+    due: SteadyMs
+    """Past this the order counts as lost."""
+    attempt: int = 1
+    retry_at: SteadyMs | None = None
+    why: str = ""
+    """Why the host is not going down yet, for people."""
+    held_up: int = 0
+    """How often in a row a session lock was in the way."""
+
+
+Operation = Realising | Consulting | Switching | RollingBack | Rebooting
+
+
+@attrs.frozen(kw_only=True)
+class HookRun:
+    """Hooks that are to be told of something that has happened, until they have been."""
+
+    op: OpId
+    moment: HookMoment
+    rollout_id: RolloutId
+    closure: Closure
+    before: Closure | None
+    basis: Basis
 
 
 @attrs.frozen(kw_only=True)
@@ -219,6 +280,9 @@ class Known:
     quarantine: Mapping[Closure, Quarantined] = attrs.field(factory=dict)
     drift: Closure | None = None
     refusals: Mapping[str, RefusalNote] = attrs.field(factory=dict)
+    calendar: Calendar | None = None
+    hook_runs: tuple[HookRun, ...] = ()
+    """What hooks have not been told yet, oldest first."""
 
     @property
     def current(self) -> Tracked | None:
@@ -273,6 +337,8 @@ class Session:
     refetch_at: SteadyMs | None = None
     """When to fetch the manifest of the held dispatch again."""
     refetch_failures: int = 0
+    calendar_asked: SteadyMs | None = None
+    """When `ReadCalendar` was ordered last."""
 
 
 @attrs.frozen(kw_only=True)
@@ -285,8 +351,27 @@ class State:
 
 GENESIS: Final = State()
 
+TAKES_FACTS: Final = frozenset({Source.FLEET, Source.LEGACY})
+"""Sources with somebody at the other end who is told what became of a target."""
+
 
 def fact_backlog(known: Known) -> tuple[Tracked, ...]:
-    """Rollouts with facts the control plane does not have, oldest first."""
-    waiting = [t for t in known.rollouts.values() if t.record.last_seq > t.delivered_seq]
+    """Rollouts with facts that the source wants told and does not have, oldest first."""
+    if known.settings.source not in TAKES_FACTS:
+        return ()
+    waiting = [t for t in known.rollouts.values() if t.record.last_seq > t.delivered_seq and is_ours(known, t)]
     return tuple(sorted(waiting, key=lambda tracked: tracked.number)) if waiting else ()
+
+
+def is_ours(known: Known, tracked: Tracked) -> bool:
+    """The rollout came from the source this host follows now: what became of others is nobody's business there."""
+    if tracked.intent is None:
+        return known.settings.source is Source.FLEET
+    return is_of_source(known.settings.source, tracked.intent)
+
+
+def is_of_source(source: Source, intent: VerifiedIntent) -> bool:
+    """The intent is of this source, and not left over from another that the host followed before."""
+    if source is Source.FLEET:
+        return intent.basis is Basis.SIGNED_MANIFEST
+    return intent.basis is not Basis.SIGNED_MANIFEST and intent.channel == source.value

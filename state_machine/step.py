@@ -7,15 +7,19 @@ is in the module of its topic.
 
 from typing import assert_never
 
-from state_machine import activation, delivery, health, intake, recovery, schedule
+import attrs
+
+from state_machine import activation, delivery, health, intake, offers, reboots, recovery, schedule, windows
 from state_machine.events import (
     Booted,
+    CalendarRead,
     CertificateLoaded,
     DispatchReceived,
     DutyFinished,
     Event,
     FactRefused,
     FactsDelivered,
+    HooksFinished,
     IntentRefused,
     IntentVerified,
     Poked,
@@ -23,10 +27,12 @@ from state_machine.events import (
     ProbesDeclared,
     QuarantineCleared,
     RealiseFinished,
+    RebootDelayed,
     ReplayRequested,
     SnapshotsReceived,
     SwitchFinished,
     SystemObserved,
+    TargetOffered,
     Tick,
 )
 from state_machine.state import Session, State
@@ -40,8 +46,7 @@ def step(state: State, event: Event) -> Step:
         return _boot(state, event)
     turn = Turn(state, event, state.known)
     _handle(turn, event)
-    schedule.order_due(turn)
-    return turn.finish()
+    return _close(turn)
 
 
 def exchange(state: State, at: Moment) -> Step:
@@ -56,6 +61,13 @@ def _boot(state: State, event: Booted) -> Step:
     fresh = State(known=state.known, session=Session())
     turn = Turn(fresh, event, recovery.known_after_boot(state.known, event))
     recovery.on_booted(turn, event, rebooted=rebooted)
+    return _close(turn)
+
+
+def _close(turn: Turn) -> Step:
+    """What may be due whatever the event was."""
+    reboots.consider(turn)
+    windows.order_calendar(turn)
     schedule.order_due(turn)
     return turn.finish()
 
@@ -83,6 +95,15 @@ def _handle(turn: Turn, event: Event) -> None:
             intake.on_dispatch_received(turn, event)
         case SnapshotsReceived():
             intake.on_snapshots_received(turn, event)
+        case TargetOffered():
+            offers.on_target_offered(turn, event)
+        case CalendarRead():
+            windows.on_calendar_read(turn, event)
+            activation.on_calendar(turn)
+        case HooksFinished():
+            activation.on_hooks_finished(turn, event)
+        case RebootDelayed():
+            reboots.on_reboot_delayed(turn, event)
         case RealiseFinished():
             activation.on_realise_finished(turn, event)
         case SwitchFinished():
@@ -107,9 +128,10 @@ def _handle(turn: Turn, event: Event) -> None:
 
 def _on_quarantine_cleared(turn: Turn, event: QuarantineCleared) -> None:
     quarantine = turn.known.quarantine
-    if event.closure is None and quarantine:
-        turn.set(quarantine={})
-    elif event.closure in quarantine:
-        turn.set(quarantine=without(quarantine, event.closure))
-    else:
-        turn.unexpected(f"{event.closure or 'nothing'} is not quarantined")
+    lifted = [closure for closure in quarantine if event.closure in (None, closure)]
+    if not lifted:
+        return turn.unexpected(f"{event.closure or 'nothing'} is not quarantined")
+    turn.set(quarantine=without(quarantine, *lifted))
+    current = turn.known.current
+    if current is not None and current.record.target_closure in lifted:
+        turn.put(attrs.evolve(current, cleared=True))

@@ -7,6 +7,7 @@ promises and not from the handlers, so that a mistake in a handler does not repe
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
+from state_machine.actions import Reboot
 from state_machine.events import (
     Booted,
     DispatchKind,
@@ -14,13 +15,16 @@ from state_machine.events import (
     DutyFinished,
     FactRefused,
     FactsDelivered,
+    HooksFinished,
     IntentRefused,
     ProbeObserved,
     QuarantineCleared,
     ReplayRequested,
     SnapshotsReceived,
+    Span,
     SwitchFinished,
     SystemObserved,
+    TargetOffered,
     Tick,
 )
 from state_machine.facts import (
@@ -32,6 +36,7 @@ from state_machine.facts import (
     RollbackFailed,
     RollbackRequested,
 )
+from state_machine.hooks import OWED_MAX
 from state_machine.intake import INTENTS_KEPT
 from state_machine.passages import (
     Passage,
@@ -43,16 +48,25 @@ from state_machine.passages import (
     orders,
     rollout_of,
 )
-from state_machine.state import Known, Realising, RollingBack, SeenIntent, Switching, Tracked
+from state_machine.state import Consulting, Known, Realising, Rebooting, RollingBack, SeenIntent, Switching, Tracked
 from state_machine.system import SystemView
 from state_machine.tracking import FORGOTTEN_KEPT, TRACKED_KEPT
 from state_machine.turn import REFUSALS_KEPT
-from state_machine.values import CLOCK_SLACK_MS, FailurePolicy, Phase, ProbeMode, ProbeStatus
+from state_machine.values import (
+    CLOCK_SLACK_MS,
+    Basis,
+    FailurePolicy,
+    Phase,
+    ProbeMode,
+    ProbeStatus,
+    RebootPolicy,
+)
 
 StepPromise = Callable[[Passage], Iterator[str]]
 
 FROM_THE_CONTROL_PLANE: Final = (
     DispatchReceived,
+    TargetOffered,
     IntentRefused,
     FactsDelivered,
     FactRefused,
@@ -64,7 +78,10 @@ FROM_THE_CONTROL_PLANE: Final = (
 
 
 def s1_only_proved_targets(passage: Passage) -> Iterator[str]:
-    """S1: a switch is ordered only to what a verified manifest gives this host, fresh at that moment by both clocks."""
+    """S1: a switch is ordered only to what a verified manifest gives this host, fresh at that moment by both clocks.
+
+    Of a source without signatures as much as can be said of it: offered, not withdrawn, and not too long ago.
+    """
     for order in new_switches(passage):
         rollout_id = rollout_of(passage, order)
         seen = None if rollout_id is None else passage.after.intents.get(rollout_id)
@@ -78,10 +95,14 @@ def s1_only_proved_targets(passage: Passage) -> Iterator[str]:
 
 def _untimely(passage: Passage, seen: SeenIntent) -> Iterator[str]:
     intent, wall = seen.intent, passage.event.at.wall_ms
+    running = passage.after.clock.read(passage.event.at) - seen.seen_steady
+    if intent.basis is not Basis.SIGNED_MANIFEST:
+        if running > intent.freshness_window_s * 1000:
+            yield f"{intent.rollout_id} is acted on, and was last offered {running} ms ago"
+        return
     cap_s = passage.after.settings.freshness_cap_s
     window_s = intent.freshness_window_s if cap_s is None else min(cap_s, intent.freshness_window_s)
     limit = window_s * 1000 + CLOCK_SLACK_MS
-    running = passage.after.clock.read(passage.event.at) - seen.seen_steady
     if wall - intent.signed_at > limit or seen.seen_wall + running - intent.signed_at > limit:
         yield f"{intent.rollout_id} is acted on, and its manifest is stale"
     if intent.signed_at - wall > CLOCK_SLACK_MS:
@@ -96,7 +117,9 @@ def s2_never_an_older_manifest(passage: Passage) -> Iterator[str]:
             yield f"the newest accepted signature of {channel} went back from {mark}"
     for rollout_id in acted_on(passage):
         seen = after.intents.get(rollout_id)
-        if seen is not None and seen.intent.signed_at < after.newest_signed.get(seen.intent.channel, -1):
+        if seen is None or seen.intent.basis is not Basis.SIGNED_MANIFEST:
+            continue
+        if seen.intent.signed_at < after.newest_signed.get(seen.intent.channel, -1):
             yield f"{rollout_id} is acted on, and a newer manifest of {seen.intent.channel} has been accepted"
     for rollout_id, _ in facts_of(passage, DispatchAck):
         if (taken := after.intents.get(rollout_id)) is not None and taken.withdrawn:
@@ -227,11 +250,13 @@ def s8_stale_stays_stale(passage: Passage) -> Iterator[str]:
     for channel, mark in passage.known.stale_through.items():
         if passage.after.stale_through.get(channel, -1) < mark:
             yield f"manifests of {channel} signed through {mark} are no longer marked stale"
+    wall, newest = passage.event.at.wall_ms, passage.after.newest_signature
     for rollout_id in acted_on(passage):
-        wall, newest = passage.event.at.wall_ms, passage.after.newest_signature
+        seen = passage.after.intents.get(rollout_id)
+        if seen is not None and seen.intent.basis is not Basis.SIGNED_MANIFEST:
+            continue
         if newest is not None and wall < newest - CLOCK_SLACK_MS:
             yield f"{rollout_id} is acted on, and the clock is behind the newest signature"
-        seen = passage.after.intents.get(rollout_id)
         if seen is not None and seen.intent.signed_at <= passage.after.stale_through.get(seen.intent.channel, -1):
             yield f"{rollout_id} is acted on, and its manifest was found stale once"
 
@@ -271,6 +296,43 @@ def s10_only_the_journal_moves_us(passage: Passage) -> Iterator[str]:
         yield "a boot is not journaled"
 
 
+def the_operator_has_a_say(passage: Passage) -> Iterator[str]:
+    """What the operator restricts is not begun otherwise: windows, hooks that were asked, reboots.
+
+    Not so rollbacks, nor a switch that was cut off in the middle and is finished.
+    """
+    known, wall, calendar = passage.after, passage.event.at.wall_ms, passage.after.calendar
+    for order in () if _goes_on(passage) else new_switches(passage):
+        if calendar is not None and not _is_open(calendar.activation, wall):
+            yield f"{order.closure} is switched to outside of every window"
+        if known.settings.hooks and not _hooks_agree(passage):
+            yield f"{order.closure} is switched to, and the hooks have not agreed"
+    for reboot in (action for action in passage.step.actions if isinstance(action, Reboot)):
+        current = known.current
+        if known.settings.reboot is RebootPolicy.NEVER or known.settings.holds:
+            yield "a reboot is ordered that nobody has allowed"
+        if current is None or current.record.phase is not Phase.DEFERRED or known.system.profile != reboot.closure:
+            yield f"a reboot is ordered that would not bring {reboot.closure}"
+        if calendar is not None and not _is_open(calendar.reboot, wall):
+            yield "a reboot is ordered outside of every window"
+
+
+def _goes_on(passage: Passage) -> bool:
+    return isinstance(passage.known.operation, Realising) and passage.known.operation.begun
+
+
+def _hooks_agree(passage: Passage) -> bool:
+    match passage.event, passage.known.operation:
+        case HooksFinished(op=op, veto=""), Consulting(op=asked):
+            return op == asked
+        case _:
+            return False
+
+
+def _is_open(spans: tuple[Span, ...] | None, wall: int) -> bool:
+    return spans is None or any(span.begins <= wall < span.ends for span in spans)
+
+
 def hangs_together(passage: Passage) -> Iterator[str]:
     """The durable state after contradicts itself nowhere, and is bounded."""
     yield from contradictions(passage.after)
@@ -300,13 +362,15 @@ def contradictions(known: Known) -> Iterator[str]:
 def _contradictions_of_the_active(known: Known, current: Tracked) -> Iterator[str]:
     operation, phase = known.operation, current.record.phase
     match operation:
-        case Realising():
+        case Realising() | Consulting():
             fits, leads_to = phase is Phase.ACTIVATING, current.record.target_closure
         case Switching():
             # Failed: the control plane asked for a rollback in the middle of it.
             fits, leads_to = phase in (Phase.ACTIVATING, Phase.FAILED), current.record.target_closure
         case RollingBack():
             fits, leads_to = phase is Phase.FAILED, current.prior or current.record.target_closure
+        case Rebooting():
+            fits, leads_to = phase is Phase.DEFERRED, current.record.target_closure
         case None:
             fits, leads_to = phase is not Phase.ACTIVATING, current.record.target_closure
     if not fits:
@@ -329,6 +393,7 @@ def _oversized(known: Known) -> Iterator[str]:
         ("forgotten", known.forgotten, FORGOTTEN_KEPT),
         ("intents", known.intents, INTENTS_KEPT),
         ("refusals", known.refusals, REFUSALS_KEPT),
+        ("hook runs", known.hook_runs, OWED_MAX),
     ):
         if len(kept) > limit:
             yield f"{len(kept)} {name} are kept, {limit} at most"
@@ -345,6 +410,7 @@ STEP_PROMISES: Final[Mapping[str, StepPromise]] = {
     "S8": s8_stale_stays_stale,
     "S9": s9_the_control_plane_cannot_move_us,
     "S10": s10_only_the_journal_moves_us,
+    "operator": the_operator_has_a_say,
     "whole": hangs_together,
 }
-"""By the name architecture.md gives it. `whole` is what they all rest on."""
+"""By the name architecture.md gives it. `whole` is what they all rest on, `operator` what was asked for beyond them."""

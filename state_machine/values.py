@@ -109,6 +109,13 @@ class Reason(enum.StrEnum):
     CLOCK_BEHIND = "clock-behind"
     BUSY = "busy"
     OUTSIDE_WINDOW = "outside-window"
+    VETOED = "vetoed"
+    """A hook of the operator's said no."""
+    NOT_BUILT = "not-built"
+    """The source has no finished build of this host's system: none yet, or none that worked."""
+    AMBIGUOUS = "ambiguous"
+    """The source offers several systems for this host, and nothing says which."""
+    WRONG_ARCHITECTURE = "wrong-architecture"
     VERIFY_MISMATCH = "verify-mismatch"
     REALISE_FAILED = "realise-failed"
     SWITCH_FAILED = "switch-failed"
@@ -125,6 +132,43 @@ class SwitchMethod(enum.StrEnum):
     DRY_RUN = "dry-run"
     SWITCH_TO_CONFIGURATION = "switch-to-configuration"
     """What other agents of protocol 1 send; never ours."""
+
+
+class Source(enum.StrEnum):
+    """Where a host's intent comes from. A host follows exactly one."""
+
+    FLEET = "fleet"
+    """Signed manifests, routed by a control plane."""
+    LEGACY = "legacy"
+    """The desired generation of a first-generation control plane (`/api/v1`)."""
+    GRADIENT = "gradient"
+    """The newest build of this host's system in a Gradient project."""
+
+
+class Basis(enum.StrEnum):
+    """What the trust in a target rests on. Said in status and evidence, for it decides who could have sent it."""
+
+    SIGNED_MANIFEST = "signed-manifest"
+    MUTUAL_TLS = "mutual-tls"
+    """Whoever holds the server's key chose the target; nothing else vouches for it but the cache's key."""
+    CACHE_KEY = "cache-key"
+    """Nothing but the cache's key vouches for it: any path signed by that could have been sent by anybody."""
+
+
+class RebootPolicy(enum.StrEnum):
+    """Whether the agent may reboot the host for a target that waits for it."""
+
+    NEVER = "never"
+    WHEN_REQUIRED = "when-required"
+
+
+class HookMoment(enum.StrEnum):
+    """When the operator's hooks run. Values are the arguments they are called with."""
+
+    BEFORE_SWITCH = "before-switch"
+    """The only one that may veto."""
+    AFTER_SUCCESS = "after-success"
+    AFTER_ROLLBACK = "after-rollback"
 
 
 @attrs.frozen(kw_only=True)

@@ -421,6 +421,12 @@ class Agent:
         self.token.write_text(json.dumps(token))
 
 
+def not_soon() -> str:
+    """A daily window that opens some hours from now."""
+    hour = (time.gmtime().tm_hour + 12) % 24
+    return f"{hour:02}:00-{hour:02}:30 UTC"
+
+
 _started: list["subprocess.Popen[bytes]"] = []
 
 

@@ -20,7 +20,7 @@ from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from types import TracebackType
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 import attrs
@@ -240,7 +240,7 @@ class Liar:
         self._ready = threading.Event()
         self._thread = threading.Thread(target=trio.run, args=(self._serve,), daemon=True)
 
-    def __enter__(self) -> "Liar":
+    def __enter__(self) -> Self:
         self._thread.start()
         assert self._ready.wait(PATIENCE_S)
         return self

@@ -11,7 +11,7 @@ from typing import Final
 import attrs
 
 from state_machine.intent import Pin
-from state_machine.values import Channel, Closure, HostName, Phase, RolloutId, WallMs
+from state_machine.values import Basis, Channel, Closure, HostName, Phase, RolloutId, Source, WallMs
 from wire.json_value import JsonValue
 from wire.presence import OMIT_DEFAULT, WRITE_NULL
 
@@ -47,7 +47,8 @@ class ChannelView:
 class HostRow:
     """One row of `/v1/hosts`: a host in the rollout that concerns it, or a declared host without one.
 
-    Ours are `agent_version`, `health` (probes by status), `waiting_on` and `failure`.
+    Ours are what follows `pin`: `health` counts probes by status, `source` is the protocol that the host was last heard
+    in and `basis` what the trust in its targets rests on, `tags` what the fleet calls it, else what it calls itself.
     """
 
     hostname: HostName
@@ -71,6 +72,9 @@ class HostRow:
     health: Mapping[str, int] = attrs.field(factory=dict, metadata=OMIT_DEFAULT)
     waiting_on: str | None = None
     failure: str | None = None
+    source: Source | None = None
+    basis: Basis | None = None
+    tags: tuple[str, ...] = attrs.field(default=(), metadata=OMIT_DEFAULT)
 
 
 @attrs.frozen(kw_only=True)

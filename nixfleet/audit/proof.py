@@ -2,10 +2,12 @@
 
 The promise: an export that passes is whole from its first entry to its last, every byte of it signed by one key; with
 a trust file, that key is the one the fleet declares for this host, and each switch was to what a manifest gave this
-host, signed by a trusted key, anchored to its fleet, and fresh when the host decided. `proof` never raises for bad
-evidence: what is wrong is in the result, with the entry it is in.
+host, signed by a trusted key, anchored to its fleet, and fresh when the host decided. A switch to what a source without
+signatures offered is not proved by any of this; it has a verdict of its own, which says what the trust in it rests on.
+`proof` never raises for bad evidence: what is wrong is in the result, with the entry it is in.
 """
 
+import enum
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -20,7 +22,7 @@ from evidence.ssh_format import SshFormatError, parse_openssh_public
 from evidence.sshsig import SshsigError, allowed_signers_line, check
 from evidence.trust import KeySlot, TrustRoots
 from nixfleet.audit.export import ALLOWED_SIGNERS, ENTRIES, ENTRIES_SIGNATURE, BrokenError, Export
-from nixfleet.audit.trace import Activation, Proved, follow
+from nixfleet.audit.trace import Activation, Offered, Proved, follow
 from nixfleet.clock import in_words
 from state_machine.events import VerifiedIntent
 from state_machine.freshness import age_verdict
@@ -30,14 +32,31 @@ from state_machine.values import HostName
 Value = TypeVar("Value")
 
 
+class Verdict(enum.StrEnum):
+    """What there is to say about an export as a whole."""
+
+    HOLDS = "holds"
+    UNSIGNED = "unsigned"
+    """It is whole and the host's own, but some switch rests on no signature."""
+    BROKEN = "broken"
+
+
 @attrs.frozen(kw_only=True)
 class Allowed:
-    """A switch with what allowed it; `proved` None: that lies in the part of the journal that was cut off."""
+    """A switch with what allowed it.
+
+    `proved` None: nobody signed for it, see `offered`; or, without that, it lies in the part that was cut off.
+    """
 
     activation: Activation
     proved: Proved | None
     verified: bool
     """True when the manifest and the fleet were verified again from their bytes."""
+
+    @property
+    def offered(self) -> Offered | None:
+        """The offer it rests on, when nobody signed for it."""
+        return self.activation.offered
 
 
 @attrs.frozen(kw_only=True)
@@ -55,6 +74,18 @@ class HostProof:
     """Who says that this key is the host's: the fleet, or whoever ran the audit."""
     allowed: tuple[Allowed, ...] = ()
     broken: BrokenError | None = None
+
+    @property
+    def unsigned(self) -> tuple[Allowed, ...]:
+        """The switches that rest on no signature."""
+        return tuple(allowed for allowed in self.allowed if allowed.offered is not None)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Broken evidence counts before evidence that is only weak."""
+        if self.broken is not None:
+            return Verdict.BROKEN
+        return Verdict.UNSIGNED if self.unsigned else Verdict.HOLDS
 
 
 def prove(export: Export, *, host_key: bytes | None, trusts: Sequence[TrustRoots]) -> HostProof:
@@ -79,7 +110,9 @@ def prove(export: Export, *, host_key: bytes | None, trusts: Sequence[TrustRoots
             raise BrokenError(n=report.fault.n, problem=f"{report.fault.fault}: {report.fault.detail}")
         _check_ssh_files(export, host, whole=anchor == GENESIS)
         for activation in follow(export.bodies()):
-            if activation.proved is None and anchor != GENESIS:
+            if activation.offered is not None:
+                _check_offer(activation, activation.offered)
+            if activation.offered is not None or (activation.proved is None and anchor != GENESIS):
                 proof = attrs.evolve(proof, allowed=(*proof.allowed, _unproved(activation)))
                 continue
             allowed, declares_key = _allowed(export, HostName(host), activation, trusts)
@@ -119,6 +152,12 @@ def _check_ssh_files(export: Export, host: str, *, whole: bool) -> None:
             raise BrokenError(n=None, problem=f"{ALLOWED_SIGNERS} does not name {host} with the key in host.pub")
     except SshsigError as error:
         raise BrokenError(n=None, problem=f"{ENTRIES_SIGNATURE}: {error.problem}") from error
+
+
+def _check_offer(activation: Activation, offered: Offered) -> None:
+    if activation.closure != offered.closure:
+        problem = f"{activation.closure} was activated, but what was offered is {offered.closure}"
+        raise BrokenError(n=activation.n, problem=problem)
 
 
 def _unproved(activation: Activation) -> Allowed:

@@ -1,4 +1,8 @@
-"""Follow the switches in a verified journal: which entry began each, and which intent stood behind it. Pure."""
+"""Follow the switches in a verified journal: which entry began each, and what stood behind it. Pure.
+
+That is signed intent, or the offer of a source that signs nothing; a switch on account of an offer is never taken for
+one that was proved.
+"""
 
 from collections.abc import Iterable
 from typing import Final
@@ -6,7 +10,7 @@ from typing import Final
 import attrs
 
 from nixfleet.audit.export import BrokenError
-from state_machine.events import IntentVerified, VerifiedIntent
+from state_machine.events import IntentVerified, TargetOffered, VerifiedIntent
 from state_machine.facts import (
     ActivationCompleted,
     ActivationFailed,
@@ -18,12 +22,15 @@ from state_machine.facts import (
     RollbackComplete,
     RolloutFact,
 )
-from state_machine.values import Closure, RolloutId, WallMs
+from state_machine.values import Basis, Closure, RolloutId, Source, WallMs, is_closure
 from wire.errors import WireError
 from wire.json_value import JsonObject
 from wire.records import decode_event, decode_rollout_fact
 
 _INTENT_VERIFIED: Final = IntentVerified.__name__
+_TARGET_OFFERED: Final = TargetOffered.__name__
+_UNSIGNED: Final = tuple(f"{source.value}@" for source in Source if source is not Source.FLEET)
+"""How a host begins the names of rollouts that it made of offers."""
 
 
 @attrs.frozen(kw_only=True)
@@ -35,13 +42,28 @@ class Proved:
     intent: VerifiedIntent
 
 
+@attrs.frozen(kw_only=True)
+class Offered:
+    """What a source without signatures said the host is to run. `n` is the entry that says so."""
+
+    n: int
+    at: WallMs
+    closure: Closure
+    basis: Basis
+    offered_as: str
+
+
 @attrs.define(kw_only=True)
 class Activation:
-    """One rollout on this host that got as far as a switch. `n` is the entry of its first fact of one."""
+    """One rollout on this host that got as far as a switch. `n` is the entry of its first fact of one.
+
+    `offered` only where nothing is `proved`.
+    """
 
     rollout_id: RolloutId
     n: int
     proved: Proved | None
+    offered: Offered | None = None
     decided_at: WallMs
     """When the host decided to act: the dispatch's acknowledgement, or the switch if that is not in the journal."""
     closure: Closure | None = None
@@ -57,6 +79,10 @@ class Activation:
 @attrs.define(kw_only=True)
 class _Reader:
     proved: dict[RolloutId, Proved] = attrs.field(factory=dict)
+    offered: Offered | None = None
+    """The offer that stands."""
+    offers: dict[RolloutId, Offered] = attrs.field(factory=dict)
+    """Those that the host took up."""
     acked: dict[RolloutId, tuple[DispatchAck, Proved | None]] = attrs.field(factory=dict)
     last_seq: dict[RolloutId, int] = attrs.field(factory=dict)
     activations: dict[RolloutId, Activation] = attrs.field(factory=dict)
@@ -84,6 +110,8 @@ def _read_entry(reader: _Reader, n: int, body: JsonObject) -> None:
     event = body.get("event")
     if isinstance(event, dict) and event.get("kind") == _INTENT_VERIFIED:
         _read_intent(reader, n, decode_event(event))
+    elif isinstance(event, dict) and event.get("kind") == _TARGET_OFFERED:
+        _read_offer(reader, n, decode_event(event))
     facts = body.get("facts", [])
     for fact in facts if isinstance(facts, list) else []:
         _read_fact(reader, n, decode_rollout_fact(fact))
@@ -92,6 +120,20 @@ def _read_entry(reader: _Reader, n: int, body: JsonObject) -> None:
 def _read_intent(reader: _Reader, n: int, event: object) -> None:
     assert isinstance(event, IntentVerified)
     reader.proved[event.intent.rollout_id] = Proved(n=n, at=event.at.wall_ms, intent=event.intent)
+
+
+def _read_offer(reader: _Reader, n: int, event: object) -> None:
+    assert isinstance(event, TargetOffered)
+    if event.closure is None:
+        reader.offered = None
+    elif is_closure(event.closure):
+        reader.offered = Offered(
+            n=n,
+            at=event.at.wall_ms,
+            closure=Closure(event.closure),
+            basis=event.basis,
+            offered_as=event.offered_as,
+        )
 
 
 def _read_fact(reader: _Reader, n: int, given: RolloutFact) -> None:
@@ -103,6 +145,8 @@ def _read_fact(reader: _Reader, n: int, given: RolloutFact) -> None:
     match fact:
         case DispatchAck():
             reader.acked[rollout_id] = (fact, reader.proved.get(rollout_id))
+            if reader.offered is not None and rollout_id.startswith(_UNSIGNED):
+                reader.offers[rollout_id] = reader.offered
         case ActivationStarted():
             activation = _activation(reader, n, rollout_id, fact.started_at)
             activation.started_at = fact.started_at
@@ -119,15 +163,20 @@ def _activation(reader: _Reader, n: int, rollout_id: RolloutId, at: WallMs) -> A
     if known is not None:
         return known
     ack, proved = reader.acked.get(rollout_id, (None, reader.proved.get(rollout_id)))
+    # What was proved when the host decided; only if that is not in the journal, what was proved since.
+    proved = proved or reader.proved.get(rollout_id)
     made = Activation(
         rollout_id=rollout_id,
         n=n,
-        # What was proved when the host decided; only if that is not in the journal, what was proved since.
-        proved=proved or reader.proved.get(rollout_id),
+        proved=proved,
+        offered=reader.offers.get(rollout_id) if proved is None else None,
         decided_at=at if ack is None else ack.received_at,
         prior=_way_back(reader, None if ack is None else ack.current_closure_at_dispatch or None),
     )
-    made.closure = made.proved.intent.target if made.proved is not None else None
+    if proved is not None:
+        made.closure = proved.intent.target
+    elif made.offered is not None:
+        made.closure = made.offered.closure
     return reader.activations.setdefault(rollout_id, made)
 
 

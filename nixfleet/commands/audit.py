@@ -1,18 +1,23 @@
 """`nixfleet audit`: what did the hosts do, and who allowed it? Answered from exports and public keys alone."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from nixfleet.audit.export import find_exports, open_export, read_public
-from nixfleet.audit.proof import Allowed, HostProof, prove
-from nixfleet.audit.trace import Proved
+from nixfleet.audit.proof import Allowed, HostProof, Verdict, prove
+from nixfleet.audit.trace import Offered, Proved
 from nixfleet.commands import options
 from nixfleet.keys.roots import read_roots
 from nixfleet.terminal import BAD, GOOD, QUIET, WARN, Cell, note, print_json, print_line
+from nixfleet_agent.status import IN_WORDS
 from state_machine.values import WallMs
 from wire.timestamps import format_rfc3339
+
+EXIT_BROKEN: Final = 1
+EXIT_UNSIGNED: Final = 3
+"""Everything holds, but not everything is proved: some switch rests on no signature."""
 
 
 @click.group()
@@ -39,8 +44,11 @@ def verify(
     """Verify journal exports: each PATH is one host's export or a directory of them.
 
     Checks the hash chain and every signature; with a trust file also that the fleet declares the key that signed, and
-    that every switch was to what a manifest gave the host, verified again from the manifest's bytes. Ends with 1 at
-    the first entry that does not hold, and names it.
+    that every switch was to what a manifest gave the host, verified again from the manifest's bytes.
+
+    Exit status: 0 everything holds, 1 something does not and the first entry of it is named, 3 everything holds, but a
+    host followed a source that signs nothing: what it switched to rests on mutual TLS alone, or on the cache's key
+    alone, as is said of each switch, and is not proved by a signature.
     """
     trusts = [read_roots(path) for path in trust_file]
     public = read_public(host_key) if host_key is not None else None
@@ -49,21 +57,30 @@ def verify(
         raise click.UsageError(f"--host-key is one host's key, but there are {len(exports)} exports")
     proofs = [prove(open_export(path), host_key=public, trusts=trusts) for path in exports]
     if as_json:
-        print_json({"hosts": [_document(proof) for proof in proofs], "ok": all(_holds(proof) for proof in proofs)})
+        verdict = _worst(proofs)
+        hosts = [_document(proof) for proof in proofs]
+        print_json({"hosts": hosts, "ok": verdict is Verdict.HOLDS, "verdict": verdict.value})
     else:
         for proof in proofs:
             _show(proof)
         if not trusts:
             note("no --trust-file: who allowed the switches was read from the journals, not verified")
+    for proof in proofs:
+        if proof.unsigned:
+            count = f"{len(proof.unsigned)} of {len(proof.allowed)} switches"
+            click.echo(f"unsigned: {proof.host}: {count} not proved by a signature", err=True)
     broken = [proof for proof in proofs if proof.broken is not None]
     if broken:
         first = broken[0]
         click.echo(f"broken: {first.host}: {first.broken}", err=True)
-        ctx.exit(1)
+        ctx.exit(EXIT_BROKEN)
+    if _worst(proofs) is Verdict.UNSIGNED:
+        ctx.exit(EXIT_UNSIGNED)
 
 
-def _holds(proof: HostProof) -> bool:
-    return proof.broken is None
+def _worst(proofs: list[HostProof]) -> Verdict:
+    verdicts = {proof.verdict for proof in proofs}
+    return next((each for each in (Verdict.BROKEN, Verdict.UNSIGNED) if each in verdicts), Verdict.HOLDS)
 
 
 def _show(proof: HostProof) -> None:
@@ -85,7 +102,7 @@ def _show_switch(allowed: Allowed) -> None:
     activation = allowed.activation
     at = activation.started_at if activation.started_at is not None else activation.completed_at
     print_line((f"  activated {activation.closure or 'something'} at {_time(at)},",))
-    print_line((f"    {_reason(allowed)}",))
+    print_line((Cell(f"    {_reason(allowed)}", WARN if allowed.offered is not None else ""),))
     if activation.converged_at is not None:
         print_line((Cell(f"    converged at {_time(activation.converged_at)}", QUIET),))
     if activation.failure is not None:
@@ -95,6 +112,10 @@ def _show_switch(allowed: Allowed) -> None:
 
 
 def _reason(allowed: Allowed) -> str:
+    if allowed.offered is not None:
+        name = f" as {allowed.offered.offered_as}" if allowed.offered.offered_as else ""
+        rests_on = IN_WORDS[allowed.offered.basis]
+        return f"offered{name} at {_time(allowed.offered.at)}: rests on {rests_on}, not proved by a signature"
     if allowed.proved is None:
         return f"for {_short(allowed.activation.rollout_id)}; what allowed it was cut off with the oldest entries"
     intent = allowed.proved.intent
@@ -115,7 +136,8 @@ def _time(at: WallMs | None) -> str:
 def _document(proof: HostProof) -> dict[str, Any]:
     return {
         "host": proof.host,
-        "ok": _holds(proof),
+        "ok": proof.verdict is Verdict.HOLDS,
+        "verdict": proof.verdict.value,
         "entries": proof.entries,
         "firstEntry": proof.first,
         "head": {"n": proof.head.n, "hash": proof.head.hash.hex()},
@@ -141,6 +163,17 @@ def _activation(allowed: Allowed) -> dict[str, Any]:
         "revertedTo": activation.reverted_to,
         "revertedAt": _stamp(activation.reverted_at),
         "allowedBy": None if proved is None else _allowed_by(proved, allowed.verified),
+        "offer": None if allowed.offered is None else _offer(allowed.offered),
+    }
+
+
+def _offer(offered: Offered) -> dict[str, Any]:
+    return {
+        "entry": offered.n,
+        "at": format_rfc3339(offered.at),
+        "basis": offered.basis.value,
+        "restsOn": IN_WORDS[offered.basis],
+        "offeredAs": offered.offered_as or None,
     }
 
 

@@ -19,12 +19,17 @@ def machines() -> None:
 
 
 @machines.command("list")
+@click.option("--tag", "tags", multiple=True, help="Only machines with this tag; given again, with all of them.")
 @to_control_plane
 @options.as_json
-def list_machines(endpoint: Endpoint, as_json: bool) -> None:
-    """List every machine that is declared, registered or was ever heard of."""
+def list_machines(endpoint: Endpoint, tags: tuple[str, ...], as_json: bool) -> None:
+    """List every machine that is declared, registered or was ever heard of, and what the trust in its targets rests on.
+
+    signed-manifest: a host that checks signatures. mutual-tls: one of the first generation, which runs what the control
+    plane says.
+    """
     with connected(endpoint) as api:
-        listing = api.hosts()
+        listing = fleet_view.with_tags(api.hosts(), tags)
     if as_json:
         print_json(encode(listing))
     else:
@@ -34,12 +39,13 @@ def list_machines(endpoint: Endpoint, as_json: bool) -> None:
 @machines.command()
 @click.argument("hostname", type=options.HOST)
 @click.option("--note", "remark", default="", help="What it is, where it stands.")
+@click.option("--tag", "tags", multiple=True, help="What it is called until the fleet declares it; may be repeated.")
 @to_control_plane
 @options.as_json
-def register(endpoint: Endpoint, hostname: str, remark: str, as_json: bool) -> None:
+def register(endpoint: Endpoint, hostname: str, remark: str, tags: tuple[str, ...], as_json: bool) -> None:
     """Announce the machine HOSTNAME. It can enrol once the signed fleet declares it and it has a token."""
     with connected(endpoint) as api:
-        answer = api.register(HostName(hostname), remark)
+        answer = api.register(HostName(hostname), remark, tags)
     if as_json:
         print_json(answer)
         return

@@ -23,7 +23,7 @@ from wire.errors import WireError
 from wire.json_value import JsonObject
 from wire.records import decode_known, encode_known
 
-STATE_VERSION: Final = 1
+STATE_VERSION: Final = 2
 """Raised when `Known` can no longer be read as it was written, or when folding old entries gives another state."""
 
 KEPT: Final = 3

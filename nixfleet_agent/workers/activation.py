@@ -15,8 +15,10 @@ from state_machine.values import OpId
 class ActivationWorker:
     """Answers with `RealiseFinished(op)` and `SwitchFinished(op)`."""
 
-    def __init__(self, desk: Desk, platform: Platform, journal_id: str) -> None:
+    def __init__(self, desk: Desk, platform: Platform, journal_id: str, caches: Callable[[], tuple[str, ...]]) -> None:
+        """`caches` gives those that the source of intent names, to be tried after the configured ones."""
         self._desk = desk
+        self._caches = caches
         self._platform = platform
         self._journal_id = journal_id
         self._fetching: dict[OpId, trio.CancelScope] = {}
@@ -26,7 +28,9 @@ class ActivationWorker:
         with trio.CancelScope() as scope:
             self._fetching[order.op] = scope
             try:
-                outcome = await self._platform.realise(order.closure, caches=self._desk.config.cache_urls)
+                outcome = await self._platform.realise(
+                    order.closure, caches=(*self._desk.config.cache_urls, *self._caches())
+                )
             finally:
                 del self._fetching[order.op]
         if scope.cancelled_caught:

@@ -9,7 +9,7 @@ from nixfleet_agent.desk import Desk, NotJsonAnswerError, read_json
 from nixfleet_agent.status import waiting_on
 from nixfleet_agent.transport import Answer
 from state_machine.events import ReplayRequested, Snapshot, SnapshotsReceived, SystemObserved
-from state_machine.state import Known
+from state_machine.state import Known, is_ours
 from state_machine.system import SystemView
 from state_machine.values import RolloutId
 from wire.codec import decode, encode
@@ -57,7 +57,7 @@ class HeartbeatWorker:
             current_closure=system.running,
             agent_version=__version__,
             uptime_secs=(at.mono_ms - self._desk.telemetry.started_mono_ms) // 1000,
-            last_event_seq_by_rollout={rollout: t.record.last_seq for rollout, t in known.rollouts.items()},
+            last_event_seq_by_rollout={r: t.record.last_seq for r, t in known.rollouts.items() if is_ours(known, t)},
             health=dict(Counter(health.status.value for health in known.probes.values())),
             boot_id=system.boot_id,
             waiting_on=(waiting_on(known) or "")[:WAITING_ON_SHOWN] or None,

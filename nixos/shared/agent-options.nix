@@ -17,6 +17,7 @@ in
 {
   imports = [
     ./agent-renames.nix
+    ./agent-source-options.nix
     ./health-check-options.nix
     ./trust-options.nix
   ];
@@ -32,9 +33,10 @@ in
     };
 
     controlPlaneUrl = mkOption {
-      type = types.str;
+      type = types.nullOr types.str;
+      default = null;
       example = "https://cp.example.org:8080";
-      description = "Base URL of the control plane. `https`, unless `allowInsecure` is set.";
+      description = "Base URL of the control plane. `https`, unless `allowInsecure` is set. Required, unless `source` is `gradient`.";
     };
 
     machineId = mkOption {
@@ -46,18 +48,11 @@ in
       description = "This host's name in the fleet. The client certificate is issued for it.";
     };
 
-    pollInterval = mkOption {
-      type = types.int;
-      default = 60;
-      example = 300;
-      description = "Seconds between looks at the signed intent. At least 5.";
-    };
-
     heartbeatInterval = mkOption {
       type = types.int;
       default = 60;
       example = 300;
-      description = "Seconds between heartbeats to the control plane. At least 5.";
+      description = "Seconds between heartbeats to the control plane, or health reports to one of the first generation. At least 5.";
     };
 
     cacheUrl = mkOption {
@@ -115,10 +110,12 @@ in
 
       clientCert = mkOption {
         type = types.nullOr fileName;
-        default = default.clientCert;
+        default = if cfg.source == "fleet" then default.clientCert else null;
+        defaultText = lib.literalMD "`${default.clientCert}`, or null where `source` is not `fleet`";
         description = ''
           PEM of this host's client certificate. Enrolment writes it when it is absent and renewal replaces it, so its
-          directory must be writable: not below `/etc` or `/nix/store`.
+          directory must be writable: not below `/etc` or `/nix/store`. Where `source` is `legacy` somebody else keeps
+          certificate and key; null: the control plane does not ask for one.
         '';
       };
 

@@ -14,12 +14,6 @@ in
       It named a file. The journal is a set of files now: set services.nixfleet-agent.stateDir to the directory that
       may hold them, or remove the line for ${(import ./defaults.nix).stateDir}.
     '')
-    (removed [ "retryInterval" ] ''
-      Remove the line: what fails is tried again after a pause that grows from one second and never exceeds five
-      minutes.
-    '')
-    (removed [ "healthInterval" ] ''
-      Every health check has its own interval: set intervalSeconds in services.nixfleet-agent.healthChecks.
-    '')
+    (renamed [ "healthInterval" ] [ "heartbeatInterval" ])
   ];
 }

@@ -7,6 +7,7 @@ let
   default = import ./defaults.nix;
   healthChecks = import ./render-health-checks.nix { inherit lib; };
   trust = import ./render-trust.nix { inherit lib; };
+  source = import ./render-source.nix { inherit lib; };
 
   option = "services.nixfleet-agent";
   isAbsolute = hasPrefix "/";
@@ -40,10 +41,14 @@ let
 
   urlProblems =
     cfg:
-    let url = cfg.controlPlaneUrl; in
-    optional (builtins.match "[hH][tT][tT][pP]://.*" url != null && !cfg.allowInsecure)
+    let url = if cfg.controlPlaneUrl == null then "" else cfg.controlPlaneUrl; in
+    optional (url == "" && cfg.source != "gradient")
+      "${option}.controlPlaneUrl is missing: without it nobody tells this host what to run."
+    ++ optional (cfg.controlPlaneUrl != null && cfg.source == "gradient")
+      "${option}.controlPlaneUrl is set, but ${option}.source is gradient, which has none: remove one of the two lines."
+    ++ optional (builtins.match "[hH][tT][tT][pP]://.*" url != null && !cfg.allowInsecure)
       "${option}.controlPlaneUrl is \"${url}\": http is refused, because whoever is on the wire could be the control plane. Use https, or set ${option}.allowInsecure for an experiment."
-    ++ optional (builtins.match "[hH][tT][tT][pP][sS]?://[^/ ?#@]+(/[^ ?#]*)?" url == null)
+    ++ optional (url != "" && builtins.match "[hH][tT][tT][pP][sS]?://[^/ ?#@]+(/[^ ?#]*)?" url == null)
       "${option}.controlPlaneUrl is \"${url}\": it must be https:// with a host, and a port and path if need be, and nothing more.";
 
   machineIdProblems =
@@ -56,9 +61,11 @@ let
     cfg:
     optional (cfg.tls.clientCert != null && cfg.tls.clientKey == null)
       "${option}.tls.clientCert is set without ${option}.tls.clientKey: name the key that the certificate was made for, or remove the line that sets it to null for the host key."
-    ++ optional (cfg.tls.clientCert == null && !cfg.allowInsecure)
+    ++ optional (cfg.tls.clientCert == null && cfg.source == "fleet" && !cfg.allowInsecure)
       "${option}.tls.clientCert is null: the agent needs a place for its certificate. Remove the line for ${default.clientCert}."
-    ++ optional (cfg.bootstrapTokenFile != null && cfg.tls.clientCert == null && cfg.allowInsecure)
+    ++ optional (cfg.bootstrapTokenFile != null && cfg.source != "fleet")
+      "${option}.bootstrapTokenFile is set, but ${option}.source is ${cfg.source}, where nobody enrols: remove the line."
+    ++ optional (cfg.bootstrapTokenFile != null && cfg.source == "fleet" && cfg.tls.clientCert == null && cfg.allowInsecure)
       "${option}.bootstrapTokenFile is set, but ${option}.tls.clientCert is null: enrolment has no place for the certificate. Name one."
     ++ optional (cfg.bootstrapTokenFile != null && cfg.tls.clientCert != null && isReadOnly cfg.tls.clientCert)
       "${option}.bootstrapTokenFile is set, but ${option}.tls.clientCert, ${cfg.tls.clientCert}, is not writable: enrolment would spend the token and could not keep the certificate. Use ${default.clientCert}.";
@@ -78,13 +85,15 @@ in
   flags =
     cfg:
     flag "control-plane-url" cfg.controlPlaneUrl
+    ++ source.flags cfg
     ++ flag "machine-id" cfg.machineId
     ++ flag "poll-interval" cfg.pollInterval
     ++ flag "heartbeat-interval" cfg.heartbeatInterval
     ++ path "trust-file" cfg.trustFile
     ++ path "ca-cert" cfg.tls.caCert
     ++ path "client-cert" cfg.tls.clientCert
-    ++ path "client-key" cfg.tls.clientKey
+    # Without a certificate there is nothing to show a key for.
+    ++ optionals (cfg.tls.clientCert != null || cfg.source == "fleet") (path "client-key" cfg.tls.clientKey)
     ++ path "state-dir" cfg.stateDir
     ++ path "ssh-host-key-file" cfg.sshHostKeyFile
     ++ optionals (cfg.healthChecks != { }) (path "health-checks-config" default.healthChecksFile)
@@ -105,6 +114,7 @@ in
     platform: cfg:
     urlProblems cfg
     ++ machineIdProblems cfg.machineId
+    ++ source.problems cfg
     ++ intervalProblems "pollInterval" cfg.pollInterval
     ++ intervalProblems "heartbeatInterval" cfg.heartbeatInterval
     ++ leastProblems "manifestFreshnessWindowSecs" 1 cfg.manifestFreshnessWindowSecs

@@ -104,6 +104,7 @@ def heartbeat(data: bytes) -> object:
             health=dict(said.health),
             waiting_on=said.waiting_on,
             uptime_secs=said.uptime_secs,
+            tags=said.tags,
         )
     )
 

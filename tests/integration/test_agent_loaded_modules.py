@@ -41,6 +41,10 @@ NOT_RESIDENT: Final = {
     "nixfleet_agent.preflight": "a tool for the person at the host",
     "nixfleet_agent.certificates": "X.509 is done in a process that ends",
     "nixfleet_agent.activation.darwin": "not on Linux",
+    "nixfleet_agent.narration": "words are for people",
+    "nixfleet_agent.sources.legacy": "a host follows one source",
+    "nixfleet_agent.sources.gradient": "a host follows one source",
+    "zoneinfo": "only where there are windows",
 }
 
 

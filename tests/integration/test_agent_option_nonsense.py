@@ -41,6 +41,8 @@ READ: Final = tuple(f"@{name}" for name in (*NO_FILE, *NO_CONTENT, *KEY_KINDS))
 
 NO_PLACE: Final = ("@below-a-file", "@pipe", "@socket", "@endless", "@garbage")
 NO_HEALTH_CHECKS: Final = tuple(name for name in READ if name != "@wrong-types.json")
+WINDOWS: Final = ("soon", "04:00", "25:00-26:00", "04:00-04:00", "Mon-Foo 04:00-05:00", "04:00-05:00 Mars/Base",
+                  "04:00-05:00;x", "\udcff")  # fmt: skip
 BY_KIND: Final[dict[Kind, Nonsense]] = {
     Kind.SECONDS: ("soon", "-1", "nan", "1.5", "1e9", "9" * 30, "\udcff"),
     Kind.NUMBER: ("many", "-1", "65536", "nan", "1.5", "9" * 30, "\udcff"),
@@ -49,6 +51,8 @@ BY_KIND: Final[dict[Kind, Nonsense]] = {
     Kind.FLAG: ("perhaps", "2", "\udcff"),
 }
 NONSENSE: Final[dict[str, Nonsense]] = {
+    "activation_delay": (*BY_KIND[Kind.SECONDS], "86401"),
+    "activation_window": WINDOWS,
     "boot_id_file": (*(f"@{name}" for name in NO_FILE), "@empty"),
     "booted_system": ("@below-a-file", "@pipe", "@garbage", "@directory"),
     "bootstrap_token_file": tuple(name for name in READ if name != "@wrong-types.json"),
@@ -58,11 +62,20 @@ NONSENSE: Final[dict[str, Nonsense]] = {
     "client_key": tuple(name for name in READ if name not in ("@ecdsa", "@rsa", "@ecdsa-p384", "@rsa-pem")),
     "control_plane_url": ("nowhere", "ftp://x", "http://x", "https://", "https://[::1", "https://u:THE-SECRET@x",
                           "https://x/?q", "https://a b", "https://x:99999", "\udcff"),
+    "gradient_api_key_file": tuple(name for name in READ if name not in ("@list.json", "@number.json")),
+    "gradient_host_name": ("../web1", "a b", "x" * 300, "\udcff"),
+    "gradient_project": ("project", "/", "a/", "/b", "a/b/c", "a b/c", "a/../b", "x/" + "y" * 300, "\udcff"),
+    "gradient_server": ("nowhere", "ftp://x", "http://x", "https://", "https://u:THE-SECRET@x", "https://a b",
+                        "\udcff"),
+    "hooks_dir": tuple(f"@{name}" for name in (*NO_FILE, "garbage", "open") if name != "directory"),
     "current_system": ("@below-a-file", "@pipe", "@garbage", "@directory"),
+    "db_path": ("@below-a-file",),
     "defer_for": ("init", "none,kernel", ",", "\udcff"),
     "health_checks_config": NO_HEALTH_CHECKS,
     "machine_id": ("../web1", "a b", "x" * 300, "wéb", "-", "\udcff"),
     "metrics_address": ("127.0.0.1:80", "[::1]", "::::", "two words", "a..b", "x" * 300, "::1\n", "\udcff"),
+    "reboot_window": WINDOWS,
+    "session_lock": ("\udcff",),
     "profile": ("@below-a-file", "@pipe", "@garbage", "@directory"),
     "ssh_host_key_file": READ,
     "state_dir": NO_PLACE,
@@ -72,6 +85,8 @@ NONSENSE: Final[dict[str, Nonsense]] = {
     "tag": ("\udcff",),
     "trust_file": READ,
 }  # fmt: skip
+OF_GRADIENT: Final = tuple(option.name for option in OPTIONS if option.name.startswith("gradient_"))
+"""Looked at only on a host that follows a project."""
 WHOLE: Final = ("many", "-1", "nan", "1.5", "", "9" * 30, "9" * 5000, "0x10", "\udcff")
 OF_COMMANDS: Final[dict[str, Nonsense]] = {
     "closure": ("", "short", "../x", "/etc/passwd", "0" * 32, "0" * 32 + "-a/b ", "\udcff"),
@@ -111,16 +126,30 @@ class Desk:
         """A sub-command that finds a journal, with `more` of its own words."""
         return Call(words=(*self.agent.words(), *words, *more), names=names)
 
+    def on_gradient(self) -> dict[str, object]:
+        """The flags of a host that follows a project."""
+        return {
+            "source": "gradient",
+            "control_plane_url": None,
+            "gradient_server": "https://gradient.example",
+            "gradient_project": "o/p",
+            "gradient_api_key_file": self.root / "api-key",
+        }
+
     def call(self, option: Option, value: str, *words: str, nobody: bool = False) -> Call:
         """`check-config`, or `words`, with one option wrong: by its variable, as every kind has one."""
         value = self.cabinet.path(value[1:]) if value.startswith("@") else value
         # The client key follows the host key unless it is named.
-        key = {} if option.name == "client_key" else {"client_key": self.agent.host_key}
-        flags = self.agent.words(**{**key, option.name: None})
+        more: dict[str, object] = {} if option.name == "client_key" else {"client_key": self.agent.host_key}
+        if option.name == "db_path":
+            more["state_dir"] = None  # which counts more
+        if option.name in OF_GRADIENT:
+            more |= self.on_gradient()
+        flags = self.agent.words(**{**more, option.name: None})
         return Call(
             words=(*flags, *(words or ("check-config",))),
             environment={option.variables[0]: value},
-            names=(option.flag, value[:60], repr(value)[:60]),
+            names=(option.flag, value[:60], repr(value)[:60], *(["--state-dir"] if option.name == "db_path" else [])),
             about=f"{option.flag}={value[:80]!r}",
             nobody=nobody,
         )
@@ -138,7 +167,11 @@ def desk() -> Iterator[Desk]:
         journal.append([(Tick(at=now()), ())])
         journal.close()
         agent.host_key.chmod(0o644)  # so that another user fails for one thing at a time
-        yield Desk(root=root, agent=agent, cabinet=Cabinet.stocked(root / "cabinet"))
+        (root / "api-key").write_text("GRADTHE-SECRET\n")
+        cabinet = Cabinet.stocked(root / "cabinet")
+        (cabinet.directory / "open").mkdir()
+        (cabinet.directory / "open").chmod(0o777)
+        yield Desk(root=root, agent=agent, cabinet=cabinet)
     finally:
         shutil.rmtree(root)
 
@@ -164,6 +197,19 @@ def nonsense_for(option: Option) -> Nonsense:
 def test_without_nonsense_nothing_is_wrong(desk: Desk, program: Warm) -> None:
     [said] = program.run([Call(words=tuple(desk.agent.words("check-config")))])
     assert (said.status, said.err) == (0, "")
+
+
+def test_a_host_that_follows_what_is_not_signed_needs_neither_keys_nor_certificate_nor_token(
+    desk: Desk, program: Warm, tmp_path: Path
+) -> None:
+    """Of a Nix store; a plain directory believes the caches whose keys the trust file names."""
+    absent = {"trust_file": tmp_path / "t", "client_cert": tmp_path / "c", "bootstrap_token_file": None, "store": None}
+    legacy = {"source": "legacy", **absent}
+    calls = [
+        Call(words=tuple(desk.agent.words("check-config", **flags)))
+        for flags in ({**desk.on_gradient(), **absent}, legacy)
+    ]
+    assert [(said.status, said.err) for said in program.run(calls)] == [(0, ""), (0, "")]
 
 
 @pytest.mark.parametrize("name", [option.name for option in OPTIONS])

@@ -57,6 +57,7 @@ NONSENSE: Final[dict[str, tuple[str, ...]]] = {
     "fleet_ca_cert": READ,
     "fleet_ca_key": READ,
     "freshness_window_secs": WHOLE,
+    "legacy_cache_url": ("", "nowhere", "ftp://x", "https://", "https://[::1", "https://u:THE-SECRET@x", "https://a b"),
     "listen": ADDRESSES,
     "log_format": ("xml", "", "JSON "),
     "log_level": ("loud", ""),

@@ -22,6 +22,8 @@ ROOT: Final = Path(__file__).parents[2]
 HERE: Final = Path(__file__).parent
 NIXOS: Final = (ROOT / "nixos/default.nix",)
 """All that `nixosModules.default` has."""
+GRADIENT_DEPLOY: Final = (*NIXOS, ROOT / "nixos/gradient-deploy.nix")
+"""The same with what goes in the place of the stock Gradient client's module."""
 DARWIN: Final = (ROOT / "darwin/default.nix",)
 FIXTURE_LIB: Final = HERE / "lib"
 IMPERMANENCE: Final = HERE / "world/impermanence.nix"
@@ -151,15 +153,20 @@ def evaluate_darwin(
     return DarwinEvaluated(**common, daemons=seen["daemons"], activation=seen["activation"])
 
 
-def option_docs(world: str, modules: Sequence[Path], *, prefix: str = "services.nixfleet") -> Sequence[Option]:
-    """Every visible option of `modules` whose name begins with `prefix`, in the world `nixos` or `darwin`, by name.
+OURS: Final = ("services.nixfleet", "system.gradient-deploy")
+"""How the names of our options begin."""
+
+
+def option_docs(world: str, modules: Sequence[Path], *, prefixes: Sequence[str] = OURS) -> Sequence[Option]:
+    """Every visible option of `modules` whose name begins like that, in the world `nixos` or `darwin`, by name.
 
     Always by our own lib, as nixpkgs puts the same types into other words from one release to the next.
 
     Raises `EvaluationError` when nix refuses the modules.
     """
     call = _call(world, [_path(module) for module in modules], lib=FIXTURE_LIB)
-    shown = f"one: one.visible && !one.internal && builtins.substring 0 {len(prefix)} one.name == {_quoted(prefix)}"
+    begins = " || ".join(f"builtins.substring 0 {len(prefix)} one.name == {_quoted(prefix)}" for prefix in prefixes)
+    shown = f"one: one.visible && !one.internal && ({begins})"
     answer = ask(f"builtins.filter ({shown}) ({call}).documentation", readable=_readable(modules))
     return sorted(map(_option, json.loads(answer.json)), key=lambda option: option.name)
 

@@ -63,12 +63,80 @@ AGENT_WITH_EVERYTHING: Final = """
     sustainedFailure = 120;
     switchTimeout = 900;
     deferFor = [ "kernel" "initrd" ];
+    retryInterval = 45;
+    soak = 120;
+    onFailure = "halt";
+    activationWindows = [ "Mon-Fri 04:00-05:00 Europe/Berlin" "Sat,Sun 00:00-24:00" ];
+    activationDelay = 600;
+    reboot = "when-required";
+    rebootWindows = [ "Sun 03:00-05:00" ];
+    sessionLocks = [ "/run/backup.lock" "/run/user session.lock" ];
+    hooksDir = "/etc/nixfleet/hooks";
+    hookTimeout = 30;
     logLevel = "debug";
     extraArgs = [ "--log-format=human" ];
   };
 }
 """.replace("@P256@", P256).replace("@ED25519@", ED25519)
-"""Every option is set, to something that is not its default."""
+"""Every option is set, to something that is not its default, but those of other sources."""
+
+AGENT_ON_GRADIENT: Final = """
+{
+  networking.hostName = "web1";
+  services.nixfleet-agent = {
+    enable = true;
+    source = "gradient";
+    gradient = {
+      server = "https://gradient.example.org/ci";
+      project = "my-org/my-project";
+      apiKeyFile = "/run/secrets/api key 100%";
+      hostName = "web-1";
+    };
+  };
+}
+"""
+
+AGENT_ON_LEGACY: Final = """
+{
+  networking.hostName = "web1";
+  services.nixfleet-agent = {
+    enable = true;
+    source = "legacy";
+    controlPlaneUrl = "https://cp.example.org:8080";
+    tags = [ "web" ];
+    pollInterval = 30;
+    retryInterval = 10;
+    healthInterval = 90;
+    cacheUrl = "https://cache.example.org";
+    tls = {
+      caCert = "/etc/nixfleet/ca.pem";
+      clientCert = "/run/secrets/agent-cert.pem";
+      clientKey = "/run/secrets/agent-key.pem";
+    };
+    healthChecks = {
+      systemd = [ { units = [ "nginx.service" ]; } ];
+      http = [ { url = "http://127.0.0.1/health"; } ];
+    };
+  };
+}
+"""
+"""As a host of the first generation was configured, with the source named."""
+
+GRADIENT_DEPLOY_HOST: Final = """
+{
+  networking.hostName = "web1";
+  system.gradient-deploy = {
+    enable = true;
+    server = "https://gradient.example.org";
+    apiKeyFile = "/run/secrets/gradient-api-key";
+    project = "my-org/my-project";
+    deployFor = "web-1";
+    dates = "Mon..Fri 03:30";
+    randomizedDelaySec = "45min";
+  };
+}
+"""
+"""As a host with the stock client's module was configured."""
 
 CONTROL_PLANE: Final = """
 {
@@ -113,3 +181,18 @@ CONTROL_PLANE_WITH_EVERYTHING: Final = """
   };
 }
 """.replace("@ED25519@", ED25519)
+
+CONTROL_PLANE_OF_A_MOVE: Final = """
+{
+  services.nixfleet-control-plane = {
+    enable = true;
+    tlsCert = "/var/lib/acme/cp/cert.pem";
+    tlsKey = "/var/lib/acme/cp/key.pem";
+    clientCa = "/etc/nixfleet/cp/fleet-ca.pem";
+    artifacts = "/srv/nixfleet/releases";
+    legacyApi = true;
+    legacyCacheUrl = "https://cache.example.org";
+  };
+}
+"""
+"""It serves hosts of the first generation as well."""

@@ -19,7 +19,9 @@ from nixfleet_agent.config import read_config
 from nixfleet_agent.options import read_plain
 from nixfleet_agent.probes.declaration import read_health_checks
 from nixfleet_agent.probes.kinds import LaunchdProbe
-from tests.modules.evaluation import DARWIN, DarwinEvaluated, evaluate_darwin, needs_nix
+from nixfleet_agent.windows import parse_window
+from state_machine.values import Source
+from tests.modules.evaluation import DARWIN, DarwinEvaluated, evaluate_darwin, needs_nix, option_docs
 
 pytestmark = needs_nix
 
@@ -97,6 +99,39 @@ def test_the_agent_understands_the_flags_as_they_were_meant() -> None:
     assert config.bootstrap_token_file == Path("/var/root/token.json")
     assert config.health_checks_config == Path(CHECKS)
     assert config.log_format == "human", "extraArgs come last, and the last counts"
+
+
+GRADIENT = """
+    source = "gradient";
+    gradient = {
+      server = "https://gradient.example.org";
+      project = "my-org/my-project";
+      apiKeyFile = "/var/root/gradient api-key";
+    };
+    soak = 120;
+    activationWindows = [ "Mon-Fri 12:00-13:00 Europe/Berlin" ];
+    hooksDir = "/etc/nixfleet/hooks";
+"""
+
+
+def test_a_mac_can_follow_another_source_at_certain_hours_with_hooks() -> None:
+    without = CONFIG.replace('controlPlaneUrl = "https://cp.example.org:8080";', "")
+    seen = evaluate_darwin(without % GRADIENT, modules=DARWIN)
+    assert not seen.assertions
+    raw = read_plain(seen.daemons[LABEL]["ProgramArguments"][5:])
+    assert raw is not None
+    config = read_config(raw)
+    assert (config.source, config.gradient_server) == (Source.GRADIENT, "https://gradient.example.org")
+    assert config.gradient_api_key_file == Path("/var/root/gradient api-key")
+    assert (config.soak, config.hooks_dir, config.client_cert) == (120, Path("/etc/nixfleet/hooks"), None)
+    assert config.activation_windows == (parse_window("Mon-Fri 12:00-13:00 Europe/Berlin"),)
+
+
+@pytest.mark.parametrize("option", ["reboot", "rebootWindows", "sessionLocks", "deferFor"])
+def test_what_only_linux_does_is_no_option_of_a_mac(option: str) -> None:
+    names = {one.name for one in option_docs("darwin", DARWIN)}
+    assert f"services.nixfleet-agent.{option}" not in names
+    assert "services.nixfleet-agent.activationWindows" in names
 
 
 def test_without_options_the_defaults_are_those_of_nixos() -> None:

@@ -10,9 +10,9 @@ from typing import Final
 
 import pytest
 
-from tests.modules.evaluation import DARWIN, NIXOS, ROOT, needs_nix, option_docs
+from tests.modules.evaluation import DARWIN, GRADIENT_DEPLOY, ROOT, needs_nix, option_docs
 
-PAGES: Final = {"nixos": NIXOS, "darwin": DARWIN}
+PAGES: Final = {"nixos": GRADIENT_DEPLOY, "darwin": DARWIN}
 
 _HEADING: Final = re.compile(r"^### `(.+)`$", re.MULTILINE)
 

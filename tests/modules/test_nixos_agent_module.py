@@ -21,7 +21,8 @@ from nixfleet_agent.probes.kinds import (
     SystemdProbe,
     TcpProbe,
 )
-from state_machine.values import ProbeMode
+from nixfleet_agent.windows import Window, WindowError, parse_window
+from state_machine.values import FailurePolicy, ProbeMode, RebootPolicy, Source
 from tests.modules import unit_file
 from tests.modules.evaluation import (
     IMPERMANENCE,
@@ -34,7 +35,14 @@ from tests.modules.evaluation import (
     lib_path,
     needs_nix,
 )
-from tests.modules.sample_hosts import AGENT, AGENT_WITH_EVERYTHING, ED25519, P256
+from tests.modules.sample_hosts import (
+    AGENT,
+    AGENT_ON_GRADIENT,
+    AGENT_ON_LEGACY,
+    AGENT_WITH_EVERYTHING,
+    ED25519,
+    P256,
+)
 from wire.timestamps import parse_rfc3339
 
 pytestmark = needs_nix
@@ -137,17 +145,78 @@ def test_every_option_arrives_at_the_agent(full: NixosEvaluated) -> None:
     assert (said.sustained_failure, said.switch_timeout) == (120, 900)
     assert said.defer_for == ("kernel", "initrd")
     assert (said.log_level, said.log_format) == ("debug", "human")
+    assert (said.retry_interval, said.soak, said.on_failure) == (45, 120, FailurePolicy.HALT)
+    weekdays, weekend = frozenset(range(5)), frozenset({5, 6})
+    assert said.activation_windows == (
+        Window(days=weekdays, begins=240, ends=300, zone="Europe/Berlin"),
+        Window(days=weekend, begins=0, ends=1440),
+    )
+    assert said.activation_delay == 600
+    assert said.reboot is RebootPolicy.WHEN_REQUIRED
+    assert said.reboot_windows == (Window(days=frozenset({6}), begins=180, ends=300),)
+    assert said.session_locks == (Path("/run/backup.lock"), Path("/run/user session.lock"))
+    assert (said.hooks_dir, said.hook_timeout) == (Path("/etc/nixfleet/hooks"), 30)
 
 
-def test_no_flag_of_the_agent_was_forgotten(full: NixosEvaluated) -> None:
+@pytest.fixture(scope="module")
+def on_gradient() -> NixosEvaluated:
+    """A host that follows a Gradient project."""
+    return evaluate_nixos(AGENT_ON_GRADIENT, modules=NIXOS)
+
+
+def test_a_host_can_follow_a_gradient_project(on_gradient: NixosEvaluated) -> None:
+    """It needs no control plane, and no certificate; the key is handed over by systemd."""
+    assert not on_gradient.assertions
+    said = config_of(on_gradient)
+    assert (said.source, said.control_plane_url, said.client_cert) == (Source.GRADIENT, "", None)
+    assert (said.gradient_server, said.gradient_project) == ("https://gradient.example.org/ci", "my-org/my-project")
+    assert said.gradient_api_key_file == Path("/run/credentials/x/gradient-api-key")
+    assert (said.gradient_host_name, said.poll_interval) == ("web-1", 900)
+    assert service(on_gradient)["LoadCredential"] == ["gradient-api-key:/run/secrets/api key 100%%"]
+    assert service(on_gradient)["StateDirectory"] == ["nixfleet-agent"], "there is no certificate to keep"
+
+
+def test_a_host_of_the_first_generation_needs_one_line_more() -> None:
+    """Its certificate is somebody else's to keep; its health interval is the pause between reports."""
+    seen = evaluate_nixos(AGENT_ON_LEGACY, modules=NIXOS)
+    assert not seen.assertions
+    [warning] = seen.warnings
+    assert "heartbeatInterval" in warning
+    said = config_of(seen)
+    assert (said.source, said.control_plane_url) == (Source.LEGACY, "https://cp.example.org:8080")
+    assert (said.poll_interval, said.retry_interval, said.heartbeat_interval) == (30, 10, 90)
+    assert (said.client_cert, said.client_key) == (
+        Path("/run/secrets/agent-cert.pem"),
+        Path("/run/secrets/agent-key.pem"),
+    )
+    assert service(seen)["StateDirectory"] == ["nixfleet-agent"]
+
+
+def test_a_host_of_the_first_generation_may_have_no_certificate() -> None:
+    """As there, where the server asks for none."""
+    seen = with_options('source = "legacy";')
+    assert not seen.assertions
+    assert config_of(seen).client_cert is None
+
+
+def test_hooks_may_be_in_the_configuration_itself() -> None:
+    """They are no secret, and a change of one changes the unit."""
+    seen = with_options(f"hooksDir = {ROOT}/nixos/shared;")
+    assert str(config_of(seen).hooks_dir).startswith("/nix/store/")
+
+
+def test_no_flag_of_the_agent_was_forgotten(full: NixosEvaluated, on_gradient: NixosEvaluated) -> None:
     """A new flag needs an option, or a place in this list of what a NixOS host has no use for."""
     only_for_other_hosts = {
         *("store", "store_dir", "store_root", "profile", "current_system", "booted_system"),
-        *("switch_lock", "boot_id_file", "switch_method", "allow_insecure"),
+        *("switch_lock", "boot_id_file", "switch_method", "allow_insecure", "db_path"),
     }
-    raw = read_plain(unit_file.command(full.units[UNIT])[1:])
-    assert raw is not None
-    assert {option.name for option in OPTIONS} - set(raw) == only_for_other_hosts
+    passed: set[str] = set()
+    for seen in (full, on_gradient):
+        raw = read_plain(unit_file.command(seen.units[UNIT])[1:])
+        assert raw is not None
+        passed |= raw.keys()
+    assert {option.name for option in OPTIONS} - passed == only_for_other_hosts
 
 
 def test_an_experiment_may_use_http() -> None:
@@ -372,6 +441,13 @@ def test_no_health_checks_mean_no_file(plain: NixosEvaluated) -> None:
     assert config_of(plain).health_checks_config is None
 
 
+def gradient(control_plane: str = "null", **changes: str) -> str:
+    """A host that follows a project, with members of `gradient` changed; values are Nix expressions."""
+    good = {"server": '"https://gradient.example.org"', "project": '"my-org/my-project"', "apiKeyFile": '"/run/key"'}
+    members = " ".join(f"{name} = {value};" for name, value in {**good, **changes}.items())
+    return f'source = "gradient"; controlPlaneUrl = lib.mkForce {control_plane}; gradient = {{ {members} }};'
+
+
 P256_KEY: Final = f'{{ algorithm = "ecdsa-p256"; public = "{P256}"; }}'
 WRONG: Final[Mapping[str, str]] = {
     'controlPlaneUrl = lib.mkForce "http://cp:8080";': "http is refused, because whoever is on the wire could be the",
@@ -404,6 +480,25 @@ WRONG: Final[Mapping[str, str]] = {
     "metricsOpenFirewall = true;": "metricsOpenFirewall is set without services.nixfleet-agent.metricsPort",
     "metricsOpenFirewall = true; metricsPort = 9464;": "metricsAddress is 127.0.0.1, where nobody else can reach it",
     'metricsOpenFirewall = true; metricsPort = 0; metricsAddress = "0.0.0.0";': "which is another port at each start",
+    "controlPlaneUrl = lib.mkForce null;": "controlPlaneUrl is missing: without it nobody tells this host what to run",
+    'source = "legacy"; bootstrapTokenFile = "/t";': "source is legacy, where nobody enrols: remove the line",
+    'gradient.server = "https://x";': "gradient.server is set, but services.nixfleet-agent.source is fleet",
+    gradient('"https://cp"'): "source is gradient, which has none: remove one",
+    gradient(server="null"): "gradient.server is missing: services.nixfleet-agent.source is",
+    gradient(apiKeyFile="null"): "gradient.apiKeyFile is missing",
+    gradient(server='"http://x"'): 'gradient.server is "http://x": http is refused',
+    gradient(server='"x.org"'): 'gradient.server is "x.org": it must be https:// with a host',
+    gradient(project='"project"'): "it must be an organization and a project with one slash",
+    gradient(hostName='"a b"'): 'gradient.hostName is "a b": it must be a host name',
+    gradient(apiKeyFile='"/nix/store/key"'): "apiKeyFile is in the Nix store",
+    gradient(apiKeyFile='"key"'): 'apiKeyFile is "key": it must be an absolute path',
+    "soak = -1;": "soak is -1: it must be from 0 to",
+    "hookTimeout = 0;": "hookTimeout is 0: it must be from 1 to",
+    'activationWindows = [ "04:00-05:00" ]; activationDelay = 90000;': "it must be from 0 to 86400 seconds",
+    "activationDelay = 60;": "activationDelay is set without services.nixfleet-agent.activationWindows",
+    'reboot = "when-required"; rebootWindows = [ "at night" ];': 'rebootWindows: "at night" is no window: write days',
+    'reboot = "when-required"; sessionLocks = [ "lock" ];': 'sessionLocks: "lock" must be an absolute path',
+    'sessionLocks = [ "/run/lock" ];': "reboot is never: set that to when-required, or remove the lines",
     'persistence.path = "/persist";': "this system has no environment.persistence: import the impermanence module",
 }
 
@@ -506,8 +601,6 @@ def test_an_option_that_moved_still_works_and_says_where_it_went() -> None:
     ("option", "instead"),
     [
         ('dbPath = "/var/lib/nixfleet/state.db";', "set services.nixfleet-agent.stateDir to the directory"),
-        ("retryInterval = 30;", "never exceeds five"),
-        ("healthInterval = 60;", "set intervalSeconds in services.nixfleet-agent.healthChecks"),
     ],
 )
 def test_an_option_that_is_gone_says_what_to_do_instead(option: str, instead: str) -> None:
@@ -557,7 +650,41 @@ def test_a_package_of_ones_own_is_taken() -> None:
     assert unit_file.command(seen.units[UNIT])[0] == "/opt/mine/bin/nixfleet-agent"
 
 
-def test_the_units_are_the_ones_that_were_reviewed(plain: NixosEvaluated, full: NixosEvaluated) -> None:
+WINDOWS: Final = {
+    "04:00-05:00": True,
+    "4:00-5:00": True,
+    "Mon-Fri 04:00-05:00 Europe/Berlin": True,
+    "mon,sat-sun  22:00-02:00  UTC": True,
+    "Friday 04:00-05:00 Etc/GMT+5": True,
+    "": False,
+    "soon": False,
+    "04:00": False,
+    "04:00 - 05:00": False,
+    "Mon to Fri 04:00-05:00": False,
+    "4-5": False,
+    "04:00-05:00;06:00-07:00": False,
+}
+"""Whether each is the shape of a window."""
+
+
+def test_the_module_takes_every_window_that_the_agent_takes_and_refuses_what_is_none() -> None:
+    """The rule is written twice; here the agent's is held against the module's."""
+    texts = " ".join(map(nix_string, WINDOWS))
+    module = "one: { services.nixfleet-agent.activationWindows = [ one ]; }"
+    refused = dict(zip(WINDOWS, each_host(texts, module, "assertions"), strict=True))
+    assert {text: not problems for text, problems in refused.items()} == WINDOWS
+    for text, good in WINDOWS.items():
+        if good:
+            parse_window(text)
+        else:
+            with pytest.raises(WindowError):
+                parse_window(text)
+
+
+def test_the_units_are_the_ones_that_were_reviewed(
+    plain: NixosEvaluated, full: NixosEvaluated, on_gradient: NixosEvaluated
+) -> None:
     """A change of a module shows in a review as what it does to the unit."""
     unit_file.assert_checked_in("nixfleet-agent.service", plain.units[UNIT])
     unit_file.assert_checked_in("nixfleet-agent-everything.service", full.units[UNIT])
+    unit_file.assert_checked_in("nixfleet-agent-on-gradient.service", on_gradient.units[UNIT])

@@ -16,7 +16,7 @@ from control_plane.config import Configuration
 from evidence.trust import parse_trust, unusable_keys
 from tests.modules import unit_file
 from tests.modules.evaluation import NIXOS, ROOT, NixosEvaluated, evaluate, evaluate_nixos, lib_path, needs_nix
-from tests.modules.sample_hosts import CONTROL_PLANE, CONTROL_PLANE_WITH_EVERYTHING
+from tests.modules.sample_hosts import CONTROL_PLANE, CONTROL_PLANE_OF_A_MOVE, CONTROL_PLANE_WITH_EVERYTHING
 
 pytestmark = needs_nix
 UNIT: Final = "nixfleet-control-plane.service"
@@ -88,10 +88,18 @@ def test_every_option_arrives_at_the_program(full: NixosEvaluated) -> None:
     )
 
 
+def test_a_fleet_that_moves_is_served_in_both_generations_of_the_protocol() -> None:
+    said = settings_of(evaluate_nixos(CONTROL_PLANE_OF_A_MOVE, modules=NIXOS))
+    assert (said["legacy_api"], said["legacy_cache_url"]) == (True, "https://cache.example.org")
+
+
 def test_no_flag_of_the_program_was_forgotten(full: NixosEvaluated) -> None:
     """A new flag needs an option, or a place in this list."""
     of_no_use_in_a_unit = {"--ready-file"}
-    passed = {word.partition("=")[0] for word in unit_file.command(full.units[UNIT])[1:]}
+    moving = evaluate_nixos(CONTROL_PLANE_OF_A_MOVE, modules=NIXOS)
+    assert not moving.assertions
+    words = [*unit_file.command(full.units[UNIT])[1:], *unit_file.command(moving.units[UNIT])[1:]]
+    passed = {word.partition("=")[0] for word in words}
     flags = {param.opts[0] for param in cli.params if isinstance(param, click.Option) and not param.is_eager}
     assert flags - passed == of_no_use_in_a_unit
 
@@ -140,6 +148,10 @@ def test_the_trust_options_become_the_file_that_it_reads(plain: NixosEvaluated, 
 
 
 WRONG: Final[Mapping[str, str]] = {
+    "legacyApi = true;": "legacyApi knows hosts by their certificates alone: set",
+    'legacyApi = true; clientCa = "/ca.pem"; requireEvidence = true;': "signs nothing, so nothing it reports could be",
+    'legacyCacheUrl = "https://cache.example.org";': "legacyCacheUrl is set without services.nixfleet-control",
+    'legacyApi = true; clientCa = "/ca.pem"; legacyCacheUrl = "cache";': "it is no http(s), s3 or ssh URL",
     "tlsCert = lib.mkForce null;": "tlsCert is missing: the server cannot show who it is",
     "tlsKey = lib.mkForce null;": "tlsKey is missing",
     "artifacts = lib.mkForce null;": "artifacts is missing: without signed artifacts there is nothing to route",

@@ -1,5 +1,7 @@
 """A small world around one agent: a host, its workers, CI that signs and a control plane, all played in memory.
 
+An agent that follows a source without signatures finds one here as well: it says what `offered` holds.
+
 The world carries out what the agent orders when it is told to (`answer`), lets time pass, cuts the power, and keeps
 the run for `check_run`. `settle` plays everybody honestly until a goal is reached. Nothing in here is random; whoever
 drives it is.
@@ -17,33 +19,42 @@ from state_machine.actions import (
     FetchIntent,
     ObserveSystem,
     Perform,
+    ReadCalendar,
     Realise,
+    Reboot,
     Refuse,
     RestartProbes,
     Rollback,
+    RunHooks,
     Switch,
     Unexpected,
 )
 from state_machine.events import (
     Booted,
+    Calendar,
+    CalendarRead,
     CertificateLoaded,
     DispatchReceived,
     Duty,
     DutyFinished,
     Event,
     FactsDelivered,
+    HooksFinished,
     IntentRefused,
     IntentVerified,
     ProbeObserved,
     ProbesDeclared,
     QuarantineCleared,
     RealiseFinished,
+    RebootDelayed,
     ReplayRequested,
     Settings,
     Snapshot,
     SnapshotsReceived,
+    Span,
     SwitchFinished,
     SystemObserved,
+    TargetOffered,
     TargetPolicy,
     Tick,
     VerifiedIntent,
@@ -57,8 +68,10 @@ from state_machine.step import step
 from state_machine.system import SwitchOutcome, SystemView
 from state_machine.turn import Step
 from state_machine.values import (
+    Basis,
     Channel,
     Closure,
+    HookMoment,
     HostName,
     Moment,
     OpId,
@@ -68,6 +81,7 @@ from state_machine.values import (
     ProbeStatus,
     Reason,
     RolloutId,
+    Source,
     WallMs,
 )
 
@@ -104,7 +118,19 @@ DISK: Final = ProbeSpec(name="disk", kind="command", mode=ProbeMode.OBSERVE)
 
 PROBE_EVERY_MS: Final = 30 * SECOND
 WINDOW_S: Final = 3600
-_TAKES_MS: Final[Mapping[type[Action], int]] = {Realise: 5_000, Switch: 8_000, Rollback: 8_000}
+OFFER_GOOD_S: Final = 86_400
+BASIS: Final = {
+    Source.FLEET: Basis.SIGNED_MANIFEST,
+    Source.LEGACY: Basis.MUTUAL_TLS,
+    Source.GRADIENT: Basis.CACHE_KEY,
+}
+_TAKES_MS: Final[Mapping[type[Action], int]] = {
+    Realise: 5_000,
+    Switch: 8_000,
+    Rollback: 8_000,
+    RunHooks: 1_000,
+    Reboot: 5_000,
+}
 _WAIT_MS: Final = 60 * SECOND
 
 
@@ -115,6 +141,20 @@ class Release:
     target: Closure | None
     channel: Channel = EDGE
     policy: TargetPolicy = TargetPolicy(soak_ms=2 * MINUTE)
+
+
+@attrs.frozen(kw_only=True)
+class Hours:
+    """A window of every day, in milliseconds after midnight UTC."""
+
+    begins: int
+    ends: int
+
+    def spans(self, wall: WallMs, days: int) -> tuple[Span, ...]:
+        midnight = wall - wall % DAY
+        starts = (midnight + day * DAY for day in range(-1, days + 1))
+        spans = (Span(begins=WallMs(at + self.begins), ends=WallMs(at + self.ends)) for at in starts)
+        return tuple(span for span in spans if span.ends > wall)
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -137,6 +177,7 @@ class World:
         watched: bool = True,
     ) -> None:
         self.settings = settings or Settings(machine_id=HOST)
+        self.calm = Settings(machine_id=HOST)
         self.probes = probes
         self.watched = watched
         self.true_ms = T0
@@ -166,6 +207,17 @@ class World:
         self.wanted: RolloutId | None = None
         self.offered_ms = -DAY
         self.mirror: dict[RolloutId, HostRollout] = {}
+        # A source without signatures: what it says, and where that has no answer, what is wrong.
+        self.offered: str | None = None
+        self.no_answer: Reason | None = None
+        # The operator's part.
+        self.activation_hours: Hours | None = None
+        self.reboot_hours: Hours | None = None
+        self.calendar_days = 35
+        self.veto = ""
+        self.locked = False
+        self.stays_up = False
+        self.hooks_told: list[RunHooks] = []
 
     # --- time -------------------------------------------------------------------------------------------------------
 
@@ -207,7 +259,7 @@ class World:
             case Refuse() | Unexpected():
                 self.refused.append(action)
             case Abandon(op=op):
-                self.work = [w for w in self.work if not (isinstance(w.order, Realise) and w.order.op == op)]
+                self.work = [w for w in self.work if not (isinstance(w.order, Realise | RunHooks) and w.order.op == op)]
             case RestartProbes():
                 self.probes_due_ms = self.true_ms + SECOND
             case _:
@@ -217,7 +269,25 @@ class World:
     def start(self) -> Step:
         """The agent's process begins."""
         return self.tell(
-            Booted(at=self.moment(), settings=self.settings, system=self.system, probes=self.probes),
+            Booted(
+                at=self.moment(),
+                settings=self.settings,
+                system=self.system,
+                probes=self.probes,
+                calendar=self.calendar(),
+            ),
+        )
+
+    def calendar(self) -> Calendar | None:
+        """The windows of the days to come, by the host's own clock."""
+        if self.activation_hours is None and self.reboot_hours is None:
+            return None
+        wall, days = self.moment().wall_ms, self.calendar_days
+        return Calendar(
+            since=wall,
+            through=WallMs(wall + days * DAY),
+            activation=None if self.activation_hours is None else self.activation_hours.spans(wall, days),
+            reboot=None if self.reboot_hours is None else self.reboot_hours.spans(wall, days),
         )
 
     def kill(self) -> None:
@@ -232,6 +302,8 @@ class World:
         """Somebody removes the state directory under a dead agent. What follows is another agent's run."""
         self.state, self.journal, self.run, self.facts = GENESIS, [], [], {}
         self.ended = {}  # a new journal counts its orders from one; units are told apart by journal as well
+        # Only a fleet's control plane remembers rollouts by name; names that this host gave begin anew.
+        self.mirror = {rollout_id: record for rollout_id, record in self.mirror.items() if rollout_id in self.releases}
         self.kill()
 
     def power_cut(self, into: Closure | None = None) -> None:
@@ -272,8 +344,28 @@ class World:
                 self._deliver(order)
             case Perform(duty=duty):
                 self._perform(duty)
+            case RunHooks():
+                self._run_hooks(order)
+            case Reboot(op=op):
+                self._reboot(op)
+            case ReadCalendar():
+                calendar = self.calendar()
+                if calendar is not None:
+                    self.tell(CalendarRead(at=at, calendar=calendar))
             case _:
                 raise AssertionError(f"{order} is no work")
+
+    def _run_hooks(self, order: RunHooks) -> None:
+        self.hooks_told.append(order)
+        veto = self.veto if order.moment is HookMoment.BEFORE_SWITCH else ""
+        self.tell(HooksFinished(at=self.moment(), op=order.op, veto=veto))
+
+    def _reboot(self, op: OpId) -> None:
+        if self.locked or self.stays_up:
+            why = "/run/backup is there" if self.locked else "inhibited"
+            self.tell(RebootDelayed(at=self.moment(), op=op, locked=self.locked, detail=why))
+        else:
+            self.power_cut()
 
     def _switched(self, op: OpId, order: Switch | Rollback) -> SwitchFinished:
         """Do it, at most once for `op`."""
@@ -353,8 +445,12 @@ class World:
         match duty:
             case Duty.HEARTBEAT:
                 self.tell(SystemObserved(at=self.moment(), system=self.system))
-                if self.reachable:
+                if self.reachable and self.settings.source is Source.FLEET:
                     self.tell(SnapshotsReceived(at=self.moment(), snapshots=tuple(self._snapshots())))
+            case Duty.INTENT if self.settings.source is not Source.FLEET:
+                self.tell(SystemObserved(at=self.moment(), system=self.system))
+                if self.reachable:
+                    self.say_what_is_wanted()
             case Duty.INTENT if self.reachable and self.wanted is not None:
                 self._tell_intent(self.wanted)
             case Duty.DISPATCH if self._has_offer():
@@ -365,6 +461,15 @@ class World:
             case _:
                 pass
         self.tell(DutyFinished(at=self.moment(), duty=duty, ok=self.reachable))
+
+    def say_what_is_wanted(self) -> Step:
+        """What the server of a source without signatures answers."""
+        at, source = self.moment(), self.settings.source
+        if self.no_answer is not None:
+            return self.tell(
+                IntentRefused(at=at, rollout_id=None, reason=self.no_answer, detail="no such build", final=True)
+            )
+        return self.tell(TargetOffered(at=at, basis=BASIS[source], closure=self.offered, offered_as="build-1"))
 
     def _has_offer(self) -> bool:
         if self.wanted is None or not self.reachable:
@@ -470,6 +575,7 @@ class World:
         self.reachable, self.stuck_rollbacks = True, 0
         for ill in (self.sick, self.breaks, self.defers):
             ill.clear()
+        self.no_answer, self.veto, self.locked, self.stays_up = None, "", False, False
         if self.system.running is None:  # a host that runs nothing can be taken back to nothing
             self.system = attrs.evolve(self.system, running=self.system.profile or OLD)
         if self.system.running in self.state.known.quarantine:  # nor to what it may not be switched to again
@@ -477,15 +583,19 @@ class World:
         self.pass_time(3 * DAY)
         self.probes = (SSH, DISK)
         self.tell(ProbesDeclared(at=self.moment(), probes=self.probes))
-        if self.state.known.settings != Settings(machine_id=HOST):
-            self.settings = Settings(machine_id=HOST)
+        windows = self.state.known.calendar is not None or self.activation_hours or self.reboot_hours
+        self.activation_hours = self.reboot_hours = None
+        if self.state.known.settings != self.calm or windows:
+            self.settings = self.calm
             self.kill()
         self.live(5 * MINUTE)
         current = self.state.known.current
         if current is not None and current.record.phase is not Phase.CONVERGED and not current.prior:
             # Neither what runs nor what ran before it has ever proved itself: nothing could be gone back to.
-            self.publish(SOUND, Release(target=closure("5", "sound")))
-            self.settle(lambda: self.phase_of(SOUND) is Phase.CONVERGED)
+            sound = closure("5", "sound")
+            self.publish(SOUND, Release(target=sound))
+            self.offered = sound
+            self.settle(lambda: self.phase_on(sound) is Phase.CONVERGED)
 
     # --- judgement --------------------------------------------------------------------------------------------------
 
@@ -498,6 +608,11 @@ class World:
         """Where the active rollout stands."""
         current = self.state.known.current
         return None if current is None else current.record.phase
+
+    def phase_on(self, target: Closure) -> Phase | None:
+        """Where the active rollout stands, if it is of this target."""
+        current = self.state.known.current
+        return None if current is None or current.record.target_closure != target else current.record.phase
 
     def phase_of(self, rollout_id: RolloutId) -> Phase | None:
         """Where one rollout stands."""
@@ -532,4 +647,30 @@ def make_intent(
         freshness_window_s=window_s,
         target=target,
         policy=policy,
+    )
+
+
+def make_offer(
+    rollout_id: RolloutId,
+    target: Closure | None,
+    *,
+    source: Source = Source.GRADIENT,
+    policy: TargetPolicy = PLAIN_POLICY,
+    offered_at: int = T0,
+) -> VerifiedIntent:
+    """What a source without signatures wants, as the agent remembers it."""
+    return VerifiedIntent(
+        rollout_id=rollout_id,
+        channel=Channel(source.value),
+        signed_at=WallMs(offered_at),
+        manifest_digest="",
+        manifest_key_id="",
+        fleet_digest="",
+        fleet_signed_at=WallMs(offered_at),
+        fleet_key_id="",
+        freshness_window_s=OFFER_GOOD_S,
+        target=target,
+        policy=policy,
+        basis=BASIS[source],
+        offered_as="build-1",
     )

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from state_machine.actions import Realise, Rollback, Switch
 from state_machine.events import (
     Booted,
+    Calendar,
+    CalendarRead,
     CertificateLoaded,
     DispatchKind,
     DispatchReceived,
@@ -21,6 +23,7 @@ from state_machine.events import (
     Event,
     FactRefused,
     FactsDelivered,
+    HooksFinished,
     IntentRefused,
     IntentVerified,
     Poked,
@@ -28,25 +31,31 @@ from state_machine.events import (
     ProbesDeclared,
     QuarantineCleared,
     RealiseFinished,
+    RebootDelayed,
     ReplayRequested,
     Settings,
     Snapshot,
     SnapshotsReceived,
+    Span,
     SwitchFinished,
     SystemObserved,
+    TargetOffered,
     TargetPolicy,
     Tick,
 )
 from state_machine.lifecycle import HostRollout, opened
 from state_machine.state import (
     GATE_PROBE,
+    Consulting,
     Forgotten,
     HeldDispatch,
+    HookRun,
     Known,
     Operation,
     ProbeHealth,
     Quarantined,
     Realising,
+    Rebooting,
     RollingBack,
     SeenIntent,
     Session,
@@ -57,8 +66,10 @@ from state_machine.state import (
 )
 from state_machine.system import SwitchOutcome, SystemView
 from state_machine.values import (
+    Basis,
     Closure,
     FailurePolicy,
+    HookMoment,
     Moment,
     OpId,
     Phase,
@@ -66,7 +77,9 @@ from state_machine.values import (
     ProbeSpec,
     ProbeStatus,
     Reason,
+    RebootPolicy,
     RolloutId,
+    Source,
     SteadyMs,
     SubResult,
     SwitchMethod,
@@ -92,9 +105,11 @@ from tests.property.agent_world import (
     SSH,
     T0,
     WINDOW_S,
+    Hours,
     Release,
     World,
     make_intent,
+    make_offer,
 )
 
 Item = TypeVar("Item")
@@ -123,7 +138,35 @@ SETTINGS: Final = (
     attrs.evolve(MACHINE, switch_method=SwitchMethod.DRY_RUN),
     attrs.evolve(MACHINE, freshness_cap_s=60),
     attrs.evolve(MACHINE, holds="the disk is full"),
+    attrs.evolve(MACHINE, hooks=True, reboot=RebootPolicy.WHEN_REQUIRED),
+    attrs.evolve(MACHINE, source=Source.LEGACY, offer_policy=POLICIES[0]),
+    attrs.evolve(MACHINE, source=Source.GRADIENT, offer_policy=POLICIES[0]),
+    attrs.evolve(MACHINE, source=Source.LEGACY, hooks=True, reboot=RebootPolicy.WHEN_REQUIRED),
+    attrs.evolve(MACHINE, source=Source.GRADIENT, hooks=True, reboot=RebootPolicy.WHEN_REQUIRED, freshness_cap_s=60),
 )
+FOLLOWERS: Final = tuple(settings for settings in SETTINGS if settings.source is not Source.FLEET)
+"""Hosts whose source does not sign."""
+CALENDARS: Final = (
+    None,
+    Calendar(through=WallMs(T0 + 30 * DAY), since=WallMs(T0)),
+    Calendar(
+        through=WallMs(T0 + 30 * DAY),
+        since=WallMs(T0),
+        activation=(Span(begins=WallMs(T0), ends=WallMs(T0 + HOUR)),),
+        reboot=(Span(begins=WallMs(T0), ends=WallMs(T0 + HOUR)),),
+    ),
+    Calendar(
+        through=WallMs(T0 + 30 * DAY),
+        since=WallMs(T0),
+        activation=(
+            Span(begins=WallMs(T0 + HOUR), ends=WallMs(T0 + 2 * HOUR)),
+            Span(begins=WallMs(T0 + DAY), ends=WallMs(T0 + DAY + HOUR)),
+        ),
+        reboot=(Span(begins=WallMs(T0 + DAY), ends=WallMs(T0 + DAY + HOUR)),),
+    ),
+    Calendar(through=WallMs(T0 - DAY), activation=(), reboot=()),
+)
+"""No windows, windows of no kind, open ones, closed ones, and a horizon that has run out."""
 
 # --- events ---------------------------------------------------------------------------------------------------------
 
@@ -154,6 +197,15 @@ intents = st.builds(
     policy=policies,
     window_s=st.sampled_from([WINDOW_S, 0, 30 * 86_400]),
 )
+offers = st.builds(
+    make_offer,
+    rollout_ids,
+    closures,
+    source=st.sampled_from([Source.LEGACY, Source.GRADIENT]),
+    policy=policies,
+    offered_at=wall_instants,
+)
+calendars = st.sampled_from(CALENDARS)
 statuses = st.sampled_from(ProbeStatus)
 sub_results = st.builds(SubResult, control_id=texts, status=statuses, framework=texts)
 snapshots = st.builds(
@@ -166,7 +218,14 @@ snapshots = st.builds(
 )
 
 EVENTS: Final[dict[type[Event], st.SearchStrategy[Event]]] = {
-    Booted: st.builds(Booted, at=moments, settings=st.sampled_from(SETTINGS), system=systems, probes=topologies),
+    Booted: st.builds(
+        Booted,
+        at=moments,
+        settings=st.sampled_from(SETTINGS),
+        system=systems,
+        probes=topologies,
+        calendar=calendars,
+    ),
     Tick: st.builds(Tick, at=moments),
     IntentVerified: st.builds(IntentVerified, at=moments, intent=intents),
     IntentRefused: st.builds(
@@ -190,6 +249,16 @@ EVENTS: Final[dict[type[Event], st.SearchStrategy[Event]]] = {
         kind=st.sampled_from(DispatchKind),
         reason=texts,
     ),
+    TargetOffered: st.builds(
+        TargetOffered,
+        at=moments,
+        basis=st.sampled_from(Basis),
+        closure=st.none() | st.sampled_from(CLOSURE_TEXTS),
+        offered_as=texts,
+    ),
+    CalendarRead: st.builds(CalendarRead, at=moments, calendar=calendars.filter(lambda calendar: calendar is not None)),
+    HooksFinished: st.builds(HooksFinished, at=moments, op=ops, veto=texts | st.just(""), output=texts, jitter=jitters),
+    RebootDelayed: st.builds(RebootDelayed, at=moments, op=ops, locked=st.booleans(), detail=texts, jitter=jitters),
     RealiseFinished: st.builds(
         RealiseFinished, at=moments, op=ops, ok=st.booleans(), untrusted=st.booleans(), detail=texts, jitter=jitters
     ),
@@ -226,6 +295,7 @@ EVENTS: Final[dict[type[Event], st.SearchStrategy[Event]]] = {
         ok=st.booleans(),
         retry_after_ms=st.none() | numbers,
         jitter=jitters,
+        again_after_ms=st.none() | numbers,
     ),
     CertificateLoaded: st.builds(
         CertificateLoaded, at=moments, validity=st.none() | st.tuples(wall_instants, wall_instants)
@@ -254,6 +324,9 @@ def operations_in(phase: Phase, prior: Closure | None, *, target: Closure = NEW)
         return [
             realising,
             attrs.evolve(realising, retry_at=later),
+            attrs.evolve(realising, opens_at=WallMs(T0 + HOUR)),
+            attrs.evolve(realising, begun=True, attempt=2),
+            Consulting(op=OpId(1), rollout_id=R1, closure=target, due=due),
             again,
             switching,
             attrs.evolve(switching, attempt=3),
@@ -261,6 +334,9 @@ def operations_in(phase: Phase, prior: Closure | None, *, target: Closure = NEW)
     if phase is Phase.FAILED and prior and prior != target:
         back = RollingBack(op=OpId(1), rollout_id=R1, closure=prior, boot_id=boot, due=due)
         return [None, switching, back, attrs.evolve(back, retry_at=later), attrs.evolve(back, attempt=5)]
+    if phase is Phase.DEFERRED:
+        rebooting = Rebooting(op=OpId(1), rollout_id=R1, closure=target, due=due)
+        return [None, rebooting, attrs.evolve(rebooting, retry_at=later, attempt=30, why="/run/backup is there")]
     return [None]
 
 
@@ -299,7 +375,13 @@ def constructed(draw: st.DrawFn) -> State:
         tracked = Tracked(
             number=1,
             record=record_in(phase, target=target),
-            intent=draw(st.none() | st.builds(make_intent, st.just(R1), st.just(target), signed_at=wall_instants)),
+            intent=draw(
+                st.none()
+                | st.builds(make_intent, st.just(R1), st.just(target), signed_at=wall_instants)
+                | st.builds(make_offer, st.just(R1), st.just(target), offered_at=wall_instants)
+            ),
+            untouched=draw(st.booleans()),
+            cleared=draw(st.booleans()),
             prior=prior,
             soak_ms=draw(st.sampled_from([0, MINUTE])),
             soak_from=SteadyMs(draw(st.sampled_from([0, HOUR]))),
@@ -308,7 +390,13 @@ def constructed(draw: st.DrawFn) -> State:
     quarantine = draw(st.dictionaries(closures, _quarantined, max_size=2))
     if isinstance(operation, RollingBack):
         quarantine.pop(operation.closure, None)
-    seen = st.builds(SeenIntent, intent=intents, seen_wall=wall_instants, seen_steady=st.just(0))
+    seen = st.builds(
+        SeenIntent,
+        intent=intents | offers,
+        seen_wall=wall_instants,
+        seen_steady=st.just(0),
+        withdrawn=st.booleans(),
+    )
     shown = draw(st.lists(seen, max_size=4))
     known = known_with(
         tracked,
@@ -326,6 +414,8 @@ def constructed(draw: st.DrawFn) -> State:
         forgotten=draw(st.dictionaries(st.just(C1), _forgotten, max_size=1)),
         quarantine=quarantine,
         drift=draw(st.none() | closures),
+        calendar=draw(calendars),
+        hook_runs=draw(st.lists(_hook_runs, max_size=2, unique_by=lambda run: run.op).map(tuple)),
     )
     duties = st.sampled_from(Duty)
     session = Session(
@@ -334,12 +424,22 @@ def constructed(draw: st.DrawFn) -> State:
         failures=draw(st.dictionaries(duties, st.integers(0, 100), max_size=2)),
         refetch_at=draw(st.none() | st.just(SteadyMs(MINUTE))),
         refetch_failures=draw(st.integers(0, 100)),
+        calendar_asked=draw(st.none() | st.just(SteadyMs(MINUTE))),
     )
     return State(known=known, session=session)
 
 
 _health = st.builds(
     ProbeHealth, status=st.sampled_from([ProbeStatus.PASS, ProbeStatus.FAIL]), since=st.just(SteadyMs(0))
+)
+_hook_runs = st.builds(
+    HookRun,
+    op=st.sampled_from([OpId(2), OpId(3)]),
+    moment=st.sampled_from([HookMoment.AFTER_SUCCESS, HookMoment.AFTER_ROLLBACK]),
+    rollout_id=rollout_ids,
+    closure=closures,
+    before=st.none() | closures,
+    basis=st.sampled_from(Basis),
 )
 _quarantined = st.builds(Quarantined, rollout_id=rollout_ids, at=wall_instants, why=texts)
 _forgotten = st.builds(
@@ -447,6 +547,44 @@ def show_intent(world: World, dice: Dice) -> None:
     fleet = dice.pick((signed, world.state.known.newest_fleet or signed, signed - MINUTE))
     intent = make_intent(rollout_id, target, signed_at=signed, channel=channel, policy=policy, fleet_signed_at=fleet)
     world.tell(IntentVerified(at=world.moment(), intent=intent))
+
+
+def change_its_mind(world: World, dice: Dice) -> None:
+    """A source without signatures wants something else from now on, or cannot say."""
+    world.offered = dice.pick((NEW, NEWER, OLD, None, NEW, "../../etc"))
+    world.no_answer = dice.pick((None, None, Reason.NOT_BUILT, None))
+    if dice.one_in(3):
+        world.defers.add(dice.pick((NEW, NEWER)))
+    if not dice.one_in(3):
+        world.say_what_is_wanted()
+
+
+def cut_the_line(world: World, dice: Dice) -> None:
+    """Nobody at the other end can be reached, or can be again; most cuts come with a start of the agent."""
+    world.reachable = dice.one_in(3)
+    if not world.reachable and dice.one_in(2):
+        world.kill()
+        go_on(world, dice)
+
+
+def offer_anything(world: World, dice: Dice) -> None:
+    closure, basis = dice.pick((*CLOSURES, None, *CLOSURE_TEXTS)), dice.pick(tuple(Basis))
+    world.tell(TargetOffered(at=world.moment(), basis=basis, closure=closure, offered_as=dice.pick(TEXTS)))
+
+
+def restrict(world: World, dice: Dice) -> None:
+    """The operator's windows, hooks and session locks change; windows at the next start, or when they are read."""
+    now = world.moment().wall_ms % DAY
+    open_now = Hours(begins=max(0, now - HOUR), ends=min(DAY, now + HOUR))
+    soon = Hours(begins=min(DAY - HOUR, now + HOUR), ends=DAY)
+    world.activation_hours = dice.pick((None, open_now, soon))
+    world.reboot_hours = dice.pick((None, open_now, soon))
+    world.calendar_days = dice.pick((35, 8, 0))
+    world.veto, world.locked = dice.pick(("", "a backup runs")), dice.one_in(2)
+    world.stays_up = dice.one_in(3)
+    calendar = world.calendar()
+    if calendar is not None and dice.one_in(2):
+        world.tell(CalendarRead(at=world.moment(), calendar=calendar))
 
 
 def refuse_intent(world: World, dice: Dice) -> None:
@@ -558,10 +696,15 @@ def say_it_again(world: World, dice: Dice) -> None:
 
 def stray_answer(world: World, dice: Dice) -> None:
     op, at = OpId(dice.below(20)), world.moment()
-    if dice.one_in(2):
-        world.tell(RealiseFinished(at=at, op=op, ok=not dice.one_in(2)))
-    else:
-        world.tell(SwitchFinished(at=at, op=op, outcome=dice.pick(tuple(SwitchOutcome)), system=world.system))
+    match dice.below(4):
+        case 0:
+            world.tell(RealiseFinished(at=at, op=op, ok=not dice.one_in(2)))
+        case 1:
+            world.tell(SwitchFinished(at=at, op=op, outcome=dice.pick(tuple(SwitchOutcome)), system=world.system))
+        case 2:
+            world.tell(HooksFinished(at=at, op=op, veto=dice.pick(TEXTS)))
+        case _:
+            world.tell(RebootDelayed(at=at, op=op, locked=dice.one_in(2), detail=dice.pick(TEXTS)))
 
 
 def die(world: World, dice: Dice) -> None:
@@ -611,6 +754,7 @@ def end_duty(world: World, dice: Dice) -> None:
             duty=dice.pick(tuple(Duty)),
             ok=dice.one_in(2),
             retry_after_ms=dice.pick((None, 0, 2**53 - 1)),
+            again_after_ms=dice.pick((None, 0, -1, 2**53 - 1)),
         )
     )
 
@@ -642,6 +786,10 @@ MOVES: Final[Sequence[Move]] = (
     *[say_it_again] * 2,
     *[lose_work] * 2,
     *[talk_of_facts] * 2,
+    *[change_its_mind] * 4,
+    *[cut_the_line] * 2,
+    *[restrict] * 2,
+    offer_anything,
     hear_late,
     step_the_clock,
     refuse_intent,
@@ -665,3 +813,6 @@ def play(script: Sequence[bytes], world: World | None = None) -> World:
 
 worlds: Final = st.builds(play, scripts)
 """Worlds in the middle of a hostile run; `World.run` is what happened, `World.state` where the agent stands."""
+starts: Final = st.sampled_from([MACHINE, MACHINE, *FOLLOWERS])
+worlds_of_any_source: Final = st.builds(lambda script, start: play(script, World(settings=start)), scripts, starts)
+"""The same where the agent need not have begun by following a fleet."""

@@ -5,15 +5,18 @@ an agent in the middle of a run.
 """
 
 from collections.abc import Iterator
+from typing import get_args
 
 import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from state_machine.actions import Action, ObserveSystem
 from state_machine.events import (
     EVENT_KINDS,
     Booted,
+    CalendarRead,
     CertificateLoaded,
     DispatchKind,
     DispatchReceived,
@@ -22,6 +25,7 @@ from state_machine.events import (
     Event,
     FactRefused,
     FactsDelivered,
+    HooksFinished,
     IntentRefused,
     IntentVerified,
     Poked,
@@ -29,23 +33,43 @@ from state_machine.events import (
     ProbesDeclared,
     QuarantineCleared,
     RealiseFinished,
+    RebootDelayed,
     ReplayRequested,
     Snapshot,
     SnapshotsReceived,
     SwitchFinished,
     SystemObserved,
+    TargetOffered,
     Tick,
 )
 from state_machine.invariants import check_step
 from state_machine.schedule import next_wakeup
-from state_machine.state import HeldDispatch, SeenIntent, Session, State, Tracked
+from state_machine.state import HeldDispatch, HookRun, SeenIntent, Session, State, Tracked
 from state_machine.step import step
 from state_machine.step_promises import contradictions
 from state_machine.system import SwitchOutcome, SystemView
-from state_machine.values import Moment, OpId, Phase, ProbeStatus, Reason, SteadyMs, WallMs
-from tests.property.agent_world import ADMIN, DISK, HOST, HOUR, MINUTE, NEW, OLD, R1, R2, SSH, T0, World, make_intent
+from state_machine.values import Basis, HookMoment, Moment, OpId, Phase, ProbeStatus, Reason, SteadyMs, WallMs
+from tests.property.agent_world import (
+    ADMIN,
+    DISK,
+    HOST,
+    HOUR,
+    MINUTE,
+    NEW,
+    NEWER,
+    OLD,
+    R1,
+    R2,
+    SSH,
+    T0,
+    World,
+    make_intent,
+    make_offer,
+)
 from tests.property.strategies import (
+    CALENDARS,
     EVENTS,
+    FOLLOWERS,
     MACHINE,
     PHASES_OF_THE_ACTIVE,
     SETTINGS,
@@ -54,7 +78,7 @@ from tests.property.strategies import (
     known_with,
     operations_in,
     record_in,
-    worlds,
+    worlds_of_any_source,
 )
 
 NOW = Moment(wall_ms=WallMs(T0 + 10 * MINUTE), mono_ms=3 * HOUR)
@@ -64,12 +88,47 @@ HELD = HeldDispatch(rollout_id=R2, target=NEW)
 SEEN = SeenIntent(
     intent=make_intent(R1, NEW, signed_at=T0), seen_wall=WallMs(T0), seen_steady=SteadyMs(2 * HOUR + 50 * MINUTE)
 )
+OFFERED = SeenIntent(intent=make_offer(R1, NEW), seen_wall=WallMs(T0), seen_steady=SteadyMs(2 * HOUR + 50 * MINUTE))
+OWED = HookRun(
+    op=OpId(7), moment=HookMoment.AFTER_SUCCESS, rollout_id=R2, closure=OLD, before=None, basis=Basis.CACHE_KEY
+)
 
 
 def sample_states() -> Iterator[State]:
     """Every phase of the active rollout with every operation it may have, each with and without company."""
     for waiting in (None, HELD):
         yield State(known=known_with(None, None, waiting=waiting))
+    yield from states_of_a_fleets_host()
+    yield from states_of_a_host_that_follows_offers()
+
+
+def states_of_a_host_that_follows_offers() -> Iterator[State]:
+    """The same where nobody signs, and with what an operator may have configured."""
+    for settings in (FOLLOWERS[1], FOLLOWERS[3]):
+        yield State(known=known_with(None, None, settings=settings))
+        for phase in PHASES_OF_THE_ACTIVE:
+            tracked = Tracked(
+                number=1, record=record_in(phase), prior=OLD, soak_from=SteadyMs(0), intent=OFFERED.intent
+            )
+            for operation in operations_in(phase, OLD):
+                for calendar, seen in zip(CALENDARS, (OFFERED, OFFERED, OFFERED, OFFERED, WITHDRAWN), strict=True):
+                    yield State(
+                        known=known_with(
+                            tracked,
+                            operation,
+                            settings=settings,
+                            intents={R1: seen},
+                            calendar=calendar,
+                            hook_runs=(OWED,),
+                            system=SystemView(boot_id="boot-1", running=OLD, profile=NEW),
+                        )
+                    )
+
+
+WITHDRAWN = attrs.evolve(OFFERED, withdrawn=True)
+
+
+def states_of_a_fleets_host() -> Iterator[State]:
     for phase in PHASES_OF_THE_ACTIVE:
         for prior in (OLD, NEW, None):
             tracked = Tracked(
@@ -82,8 +141,16 @@ def sample_states() -> Iterator[State]:
             )
             for operation in operations_in(phase, prior):
                 for waiting in (None, HELD):
-                    for settings in (MACHINE, SETTINGS[1], SETTINGS[2]):
-                        known = known_with(tracked, operation, waiting=waiting, settings=settings, intents={R1: SEEN})
+                    for settings in (MACHINE, SETTINGS[1], SETTINGS[2], SETTINGS[5]):
+                        profile = NEW if phase is Phase.DEFERRED else OLD
+                        known = known_with(
+                            tracked,
+                            operation,
+                            waiting=waiting,
+                            settings=settings,
+                            intents={R1: SEEN},
+                            system=SystemView(boot_id="boot-1", running=OLD, booted=OLD, profile=profile),
+                        )
                         yield State(known=known, session=Session(started={Duty.DISPATCH: SteadyMs(0)}))
 
 
@@ -94,8 +161,16 @@ def sample_events() -> Iterator[Event]:
     for system in (same, gone, after_reboot, attrs.evolve(after_reboot, running=OLD)):
         yield Booted(at=NOW, settings=MACHINE, system=system, probes=(SSH, DISK))
         yield SystemObserved(at=NOW, system=attrs.evolve(system, boot_id="boot-1"))
+    for settings, calendar in zip((FOLLOWERS[1], FOLLOWERS[3]), CALENDARS[2:4], strict=True):
+        yield Booted(at=NOW, settings=settings, system=same, probes=(SSH, DISK), calendar=calendar)
+        yield Booted(at=NOW, settings=settings, system=after_reboot, probes=(SSH, DISK), calendar=calendar)
+    yield from (CalendarRead(at=NOW, calendar=calendar) for calendar in CALENDARS if calendar is not None)
+    for closure in (NEW, OLD, NEWER, None, "", "../../etc"):
+        yield from (TargetOffered(at=NOW, basis=basis, closure=closure) for basis in Basis)
     yield Tick(at=NOW)
     for op in (OpId(1), OpId(0), OpId(7), OpId(99)):
+        yield from (HooksFinished(at=NOW, op=op, veto=veto) for veto in ("", "a backup runs"))
+        yield from (RebootDelayed(at=NOW, op=op, locked=locked) for locked in (True, False))
         for ok, untrusted in ((True, False), (False, False), (False, True)):
             yield RealiseFinished(at=NOW, op=op, ok=ok, untrusted=untrusted)
         for outcome in SwitchOutcome:
@@ -134,13 +209,15 @@ def sample_events() -> Iterator[Event]:
 
 EVERY_STATE = list(sample_states())
 EVERY_EVENT = list(sample_events())
+TELLING_EVENTS = [event for event in EVERY_EVENT if getattr(event, "op", OpId(1)) == OpId(1)][::2]
+"""Enough of them to bring every order about."""
 
 
 def test_the_samples_cover_every_kind_of_event_and_every_phase_and_operation() -> None:
     assert {type(event) for event in EVERY_EVENT} == set(EVENT_KINDS) == set(EVENTS)
     assert {s.known.current.record.phase for s in EVERY_STATE if s.known.current} == set(PHASES_OF_THE_ACTIVE)
     kinds = {type(s.known.operation).__name__ for s in EVERY_STATE}
-    assert kinds == {"NoneType", "Realising", "Switching", "RollingBack"}
+    assert kinds == {"NoneType", "Realising", "Consulting", "Switching", "RollingBack", "Rebooting"}
     assert not [problem for state in EVERY_STATE for problem in contradictions(state.known)]
 
 
@@ -152,15 +229,50 @@ def test_every_sample_state_answers_every_sample_event(kind: type[Event]) -> Non
             assert not check_step(state, event, taken), (state, event)
 
 
+def test_every_kind_of_order_is_given_in_some_sample_state() -> None:
+    given = {type(order) for event in TELLING_EVENTS for state in EVERY_STATE for order in step(state, event).actions}
+    assert given == set(get_args(Action)) - {ObserveSystem}  # which takes probes that have passed
+
+
 def test_a_stale_answer_changes_nothing_in_any_sample_state() -> None:
     for op in (OpId(0), OpId(7), OpId(99)):
         view = SystemView(boot_id="boot-1", running=NEW, profile=NEW)
         for event in (
             RealiseFinished(at=NOW, op=op, ok=True),
             SwitchFinished(at=NOW, op=op, outcome=SwitchOutcome.SWITCHED, system=view),
+            HooksFinished(at=NOW, op=op, veto="no"),
+            RebootDelayed(at=NOW, op=op, locked=True),
         ):
-            for state in (state for state in EVERY_STATE if state.known.waiting is None):
+            for state in map(settled, EVERY_STATE):
                 assert not step(state, event).durable, (state, event)
+
+
+def settled(state: State) -> State:
+    """The state once everything that is due by `NOW` has been seen to, with nobody else's order in it."""
+    known = attrs.evolve(state.known, waiting=None, hook_runs=())
+    return step(step(State(known=known, session=state.session), Tick(at=NOW)).state, Tick(at=NOW)).state
+
+
+def test_no_sample_state_keeps_an_agent_awake() -> None:
+    """Once a `Tick` has been told at the instant that was named, the next one lies ahead: nothing spins."""
+    for state in EVERY_STATE:
+        at = NOW
+        for _ in range(40):
+            state = step(state, Tick(at=at)).state
+            delay = next_wakeup(state, at)
+            if delay is None:
+                break
+            assert delay > 0, state
+            at = Moment(wall_ms=WallMs(at.wall_ms + delay), mono_ms=at.mono_ms + delay)
+
+
+def test_what_just_happened_wakes_nobody_over_and_over() -> None:
+    for event in TELLING_EVENTS:
+        for state in EVERY_STATE[:: len(EVERY_STATE) // 150]:
+            later = step(state, event).state
+            if next_wakeup(later, NOW) == 0:
+                later = step(later, Tick(at=NOW)).state
+                assert next_wakeup(later, NOW) != 0, (state, event)
 
 
 @given(state=constructed(), event=any_event)
@@ -180,7 +292,7 @@ def test_any_state_answers_any_events_one_after_the_other(state: State, events: 
         state = taken.state
 
 
-@given(world=worlds, events=st.lists(any_event, min_size=1, max_size=3))
+@given(world=worlds_of_any_source, events=st.lists(any_event, min_size=1, max_size=3))
 def test_an_agent_in_the_middle_of_a_run_answers_any_event(world: World, events: list[Event]) -> None:
     for event in events:
         world.tell(event)

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from evidence.canonical import canonicalize, parse
 from state_machine.facts import FACT_KINDS, Fact
 from tests.property.wire_values import json_values, reads_or_refuses, spoiled, values_of
-from wire import listings, messages
+from wire import legacy, listings, messages
 from wire.codec import decode, decode_fact, encode, encode_fact
 
 MESSAGES: Final = tuple(
     thing
-    for module in (messages, listings)
+    for module in (messages, listings, legacy)
     for thing in vars(module).values()
     if isinstance(thing, type) and attrs.has(thing) and thing.__module__ == module.__name__
 )

@@ -71,7 +71,7 @@ TRACKING: Final = "state_machine/tracking.py"
 TURN: Final = "state_machine/turn.py"
 WORLD: Final = "state_machine/world.py"
 
-_REQUIREMENTS: Final = "= (_names_this_target, _in_time, _not_quarantined)"
+_REQUIREMENTS: Final = "= (_names_this_target, _from_the_source, _in_time, _not_quarantined)"
 _TAKE_TURNS: Final = """\
         if durable and not await self._commit(durable):
             return self._go_on_without_journal(events, apply)
@@ -115,8 +115,8 @@ _INTENT: Final = (
         "clock-step-revives-stale-intent",
         "what was once found stale is no longer remembered to be",
         FRESHNESS,
-        "return seen.intent.signed_at <= known.stale_through.get(seen.intent.channel, -1)",
-        "return False",
+        "is_signed(seen.intent) and seen.intent.signed_at <= known.stale_through.get(seen.intent.channel, -1)",
+        "False",
     ),
     _one(
         "act-with-a-clock-behind",
@@ -161,7 +161,7 @@ _INTENT: Final = (
         "the target is what the dispatch says, not what the manifest says",
         INTAKE,
         _REQUIREMENTS,
-        "= (_in_time, _not_quarantined)",
+        "= (_from_the_source, _in_time, _not_quarantined)",
     ),
 )
 
@@ -251,14 +251,14 @@ _BACK: Final = (
         "a closure in quarantine is switched to",
         INTAKE,
         _REQUIREMENTS,
-        "= (_names_this_target, _in_time)",
+        "= (_names_this_target, _from_the_source, _in_time)",
     ),
     _one(
         "restart-clears-quarantine",
         "the quarantine is empty after a restart",
         RECOVERY,
-        "settings=event.settings, system=event.system)",
-        "settings=event.settings, system=event.system, quarantine={})",
+        "settings=event.settings, system=event.system, calendar=event.calendar)",
+        "settings=event.settings, system=event.system, calendar=event.calendar, quarantine={})",
     ),
     _one(
         "rollback-to-the-target",

@@ -8,13 +8,25 @@ import attrs
 from nixfleet_agent.diagnosis import health, problems
 from nixfleet_agent.narration import newest
 from nixfleet_agent.status import document
-from state_machine.events import Duty, Event, FactsDelivered
+from state_machine.events import (
+    Calendar,
+    Duty,
+    Event,
+    FactsDelivered,
+    HooksFinished,
+    RebootDelayed,
+    Settings,
+    Span,
+    TargetOffered,
+    TargetPolicy,
+)
 from state_machine.state import Session
 from state_machine.system import SwitchOutcome
-from state_machine.values import SteadyMs, WallMs
+from state_machine.values import Basis, Closure, OpId, RebootPolicy, Source, SteadyMs, WallMs
 from tests.unit.step_story import (
     DISK,
     NEW,
+    NEWER,
     OLD,
     R1,
     SETTINGS,
@@ -23,6 +35,7 @@ from tests.unit.step_story import (
     Told,
     at,
     booted,
+    observed,
     probed,
     realised,
     switched,
@@ -216,6 +229,169 @@ def certificate_expired() -> Said:
     return dressed(settled(), 1000, attrs.evolve(talk, due=soon, failures={Duty.RENEWAL: 4}))
 
 
+# Sources without signatures, windows, hooks and reboots
+
+
+LEGACY: Final = attrs.evolve(SETTINGS, source=Source.LEGACY, offer_policy=TargetPolicy(soak_ms=60_000))
+GRADIENT: Final = attrs.evolve(LEGACY, source=Source.GRADIENT)
+BUILD: Final = "build 0197a0f2-6d0e-7cc0-8e13-1d2f3a4b5c6d"
+
+
+def offered(seconds: float, closure: Closure | None = NEW, basis: Basis = Basis.CACHE_KEY) -> Event:
+    name = BUILD if basis is Basis.CACHE_KEY else ""
+    return TargetOffered(at=at(seconds), basis=basis, closure=closure, offered_as=name)
+
+
+def _followed(settings: Settings, basis: Basis, calendar: Calendar | None = None) -> Told:
+    """A host that took up an offer at 1 s and is realising it as order 1."""
+    return tell(
+        (attrs.evolve(booted(0, settings=settings), calendar=calendar), ["> probes"]),
+        (offered(1, basis=basis), ["1 DispatchAck from old", "> realise 1 new"]),
+    )
+
+
+def _followed_to_soaking(settings: Settings, basis: Basis) -> Told:
+    return _followed(settings, basis).then(
+        (realised(5), ["2 ActivationStarted", "> switch 2 new"]),
+        (switched(10), ["3 ActivationCompleted", "4 ProbeTopologyDeclared ssh", "> probes"]),
+    )
+
+
+def followed_to_the_end(settings: Settings, basis: Basis) -> Told:
+    """A host that has converged on an offer at 70 s; hooks are asked and told, if there are any."""
+    if not settings.hooks:
+        soaking, told = _followed_to_soaking(settings, basis), []
+    else:
+        soaking = _followed(settings, basis).then(
+            (realised(5), ["> hooks 2 before-switch new"]),
+            (HooksFinished(at=at(5), op=OpId(2)), ["2 ActivationStarted", "> switch 4 new"]),
+            (switched(10, 4), ["3 ActivationCompleted", "4 ProbeTopologyDeclared ssh", "> probes"]),
+        )
+        told = ["> hooks 5 after-success new"]
+    return soaking.then(
+        (probed(11), ["5 ProbeObservedFirst ssh", "6 ProbeResult ssh pass"]),
+        (tick(70), ["> observe"]),
+        (observed(70), ["7 Converged", *told]),
+    )
+
+
+def _talk(now_s: float, *duties: Duty) -> Session:
+    """In touch with a server that has only these exchanges, and no certificate that ends."""
+    talk = session(now_s)
+    own = {duty: due for duty, due in talk.due.items() if duty in duties}
+    done = {duty: wall for duty, wall in talk.last_success.items() if duty in duties}
+    return attrs.evolve(talk, due=own, last_success=done, started={}, certificate=None)
+
+
+def converged_on_mutual_tls() -> Said:
+    story = followed_to_the_end(LEGACY, Basis.MUTUAL_TLS)
+    rollout = next(iter(story.known.rollouts))
+    told = FactsDelivered(at=at(71), rollout_id=rollout, through_seq=7)
+    return dressed(story.then((told, [])), 1000, _talk(1000, Duty.INTENT, Duty.HEARTBEAT))
+
+
+def converged_on_the_cache_key() -> Said:
+    return dressed(followed_to_the_end(GRADIENT, Basis.CACHE_KEY), 1000, _talk(1000, Duty.INTENT))
+
+
+def nothing_wanted() -> Said:
+    story = followed_to_the_end(GRADIENT, Basis.CACHE_KEY).then((offered(100, None), []))
+    return dressed(story, 1000, _talk(1000, Duty.INTENT))
+
+
+def taken_back() -> Said:
+    story = _followed(GRADIENT, Basis.CACHE_KEY).then(
+        (offered(4, None), ["2 ActivationFailed (-1) no longer offered", "> abandon 1"])
+    )
+    return dressed(story, 60, _talk(60, Duty.INTENT))
+
+
+def silent_source() -> Said:
+    now_s = 100_000
+    talk = attrs.evolve(_talk(now_s, Duty.INTENT), last_contact=at(400).wall_ms, failures={Duty.INTENT: 104})
+    cause = "https://gradient.example.org: connection refused"
+    return dressed(followed_to_the_end(GRADIENT, Basis.CACHE_KEY), now_s, talk, causes={"intent": cause})
+
+
+def _hours(*spans: tuple[float, float]) -> tuple[Span, ...]:
+    return tuple(Span(begins=at(begins * 3600).wall_ms, ends=at(ends * 3600).wall_ms) for begins, ends in spans)
+
+
+def _calendar(*, activation: tuple[Span, ...] | None = None, reboot: tuple[Span, ...] | None = None) -> Calendar:
+    return Calendar(through=at(35 * 86_400).wall_ms, activation=activation, reboot=reboot)
+
+
+def waiting_for_the_window() -> Said:
+    nights = _calendar(activation=_hours((6, 7), (30, 31)), reboot=_hours((0, 1)))
+    story = _followed(GRADIENT, Basis.CACHE_KEY, nights).then((realised(20), []))
+    said = dressed(story, 1000, _talk(1000, Duty.INTENT))
+    said["windows"]["activation"]["configured"] = "04:26-05:26 Europe/Berlin"
+    return said
+
+
+def vetoed() -> Said:
+    said = HooksFinished(
+        at=at(6), op=OpId(2), veto="20-backup: a backup runs until 05:00", output="20-backup: a backup runs until 05:00"
+    )
+    story = _followed(attrs.evolve(GRADIENT, hooks=True), Basis.CACHE_KEY).then(
+        (realised(5), ["> hooks 2 before-switch new"]),
+        (said, ["2 TargetRefused vetoed", "! vetoed"]),
+    )
+    return dressed(story, 8, _talk(8, Duty.INTENT))
+
+
+def asking_the_hooks() -> Said:
+    story = _followed(attrs.evolve(GRADIENT, hooks=True), Basis.CACHE_KEY).then(
+        (realised(5), ["> hooks 2 before-switch new"])
+    )
+    return dressed(story, 8, _talk(8, Duty.INTENT))
+
+
+def _deferred(calendar: Calendar | None, *orders: str) -> Told:
+    settings = attrs.evolve(GRADIENT, reboot=RebootPolicy.WHEN_REQUIRED)
+    return _followed(settings, Basis.CACHE_KEY, calendar).then(
+        (realised(5), ["2 ActivationStarted", "> switch 2 new"]),
+        (switched(10, 2, view(OLD, NEW), SwitchOutcome.DEFERRED), ["3 ActivationDeferred kernel", *orders]),
+    )
+
+
+def waiting_for_the_reboot_window() -> Said:
+    story = _deferred(_calendar(reboot=_hours((6, 7))))
+    return dressed(story, 1000, _talk(1000, Duty.INTENT))
+
+
+def reboot_held_by_a_session() -> Said:
+    locked = RebootDelayed(at=at(11), op=OpId(3), locked=True, detail="/run/session.lock is there")
+    story = _deferred(None, "> reboot 3 new").then((locked, ["! busy"]))
+    return dressed(story, 30, _talk(30, Duty.INTENT))
+
+
+def _offered_and_failed() -> Told:
+    return _followed_to_soaking(GRADIENT, Basis.CACHE_KEY).then(
+        (probed(20, "fail"), ["5 ProbeObservedFirst ssh", "6 ProbeFailureFirst ssh", "7 ProbeResult ssh fail"]),
+        (tick(80), ["8 Failed ssh for 60 s: rollback-and-halt", "> roll back 3 old"]),
+        (switched(85, 3, view(OLD)), ["9 RollbackComplete to old", "> probes"]),
+    )
+
+
+def reverted_and_wanted_again() -> Said:
+    story = _offered_and_failed().then((offered(900), ["! quarantined"]))
+    return dressed(story, 1000, _talk(1000, Duty.INTENT))
+
+
+def wanted_though_barred() -> Said:
+    story = _offered_and_failed().then(
+        (offered(900, NEWER), ["1 DispatchAck from old", "> realise 4 newer"]),
+        (realised(905, 4), ["2 ActivationStarted", "> switch 5 newer"]),
+        (switched(910, 5, view(NEWER)), ["3 ActivationCompleted", "4 ProbeTopologyDeclared ssh", "> probes"]),
+        (probed(911), ["5 ProbeObservedFirst ssh", "6 ProbeResult ssh pass"]),
+        (tick(971), ["> observe"]),
+        (observed(971, view(NEWER)), ["7 Converged"]),
+        (offered(1800), ["! quarantined"]),
+    )
+    return dressed(story, 1900, _talk(1900, Duty.INTENT))
+
+
 SITUATIONS: Final[Mapping[str, Callable[[], Said]]] = {
     build.__name__.replace("_", "-"): build
     for build in (
@@ -236,5 +412,17 @@ SITUATIONS: Final[Mapping[str, Callable[[], Said]]] = {
         journal_damaged,
         no_trust,
         certificate_expired,
+        converged_on_mutual_tls,
+        converged_on_the_cache_key,
+        nothing_wanted,
+        taken_back,
+        silent_source,
+        waiting_for_the_window,
+        vetoed,
+        asking_the_hooks,
+        waiting_for_the_reboot_window,
+        reboot_held_by_a_session,
+        reverted_and_wanted_again,
+        wanted_though_barred,
     )
 }

@@ -19,10 +19,13 @@ from state_machine.actions import (
     FetchIntent,
     ObserveSystem,
     Perform,
+    ReadCalendar,
     Realise,
+    Reboot,
     Refuse,
     RestartProbes,
     Rollback,
+    RunHooks,
     Switch,
     Unexpected,
 )
@@ -357,6 +360,12 @@ def _order(action: Action) -> str:
             return f"> switch {op} {_name(closure)}{' if begun' if only_if_begun else ''}"
         case Rollback(op=op, closure=closure):
             return f"> roll back {op} {_name(closure)}"
+        case RunHooks(op=op, moment=moment, closure=closure):
+            return f"> hooks {op} {moment} {_name(closure)}"
+        case Reboot(op=op, closure=closure):
+            return f"> reboot {op} {_name(closure)}"
+        case ReadCalendar():
+            return "> calendar"
         case RestartProbes():
             return "> probes"
         case ObserveSystem():

@@ -5,7 +5,7 @@ from typing import Final
 
 import pytest
 
-from nixfleet_agent.config import SECONDS_MAX, examine, read_config
+from nixfleet_agent.config import DELAY_MAX_S, SECONDS_MAX, examine, read_config
 from nixfleet_agent.errors import ConfigurationError
 from nixfleet_agent.options import BY_NAME, OPTIONS, Kind, Raw, from_environment
 
@@ -71,6 +71,16 @@ NONSENSE: Final = (
     ("store", "bucket"),
     ("switch_method", "by hand"),
     ("compliance_gate_mode", "strict"),
+    ("source", "comin"),
+    ("soak", "-1"),
+    ("on_failure", "rollback"),
+    ("activation_window", "at night"),
+    ("activation_delay", "86401"),
+    ("reboot", "always"),
+    ("reboot_window", "04:00"),
+    ("hooks_dir", ""),
+    ("hook_timeout", "0"),
+    ("retry_interval", "0"),
     ("ca_cert", ""),
     ("trust_file", ""),
     ("state_dir", ""),
@@ -112,9 +122,10 @@ def test_an_empty_variable_counts_as_unset() -> None:
 def test_every_duration_has_an_upper_limit_that_the_journal_can_hold() -> None:
     for option in OPTIONS:
         if option.kind is Kind.SECONDS:
-            _, problems = examine({**GOOD, option.name: (str(SECONDS_MAX + 1),)})
+            most = DELAY_MAX_S if option.name == "activation_delay" else SECONDS_MAX
+            _, problems = examine({**GOOD, option.name: (str(most + 1),)})
             assert len(problems) == 1, option.flag
-            assert examine({**GOOD, option.name: (str(SECONDS_MAX),)})[1] == (), option.flag
+            assert examine({**GOOD, option.name: (str(most),)})[1] == (), option.flag
 
 
 def test_a_relative_path_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, get_args
 
+import attrs
 import pytest
 import trio
 
@@ -19,12 +20,21 @@ from nixfleet_agent.diagnosis import health, problems
 from nixfleet_agent.durations import absolute, compact, duration, relative, times
 from nixfleet_agent.errors import StateError
 from nixfleet_agent.narration import of_event, of_fact, sentence, told
-from nixfleet_agent.status import FAR, document, waiting_until
+from nixfleet_agent.status import FAR, document, one_line, waiting_until
 from nixfleet_agent.terminal import View, status
 from state_machine.events import EVENT_KINDS, Duty, Event
 from state_machine.facts import FACT_KINDS
-from state_machine.values import Reason, SteadyMs, WallMs
-from tests.unit.status_situations import SITUATIONS, Said, converged, session
+from state_machine.state import Known
+from state_machine.values import Basis, Reason, SteadyMs, WallMs
+from tests.unit.status_situations import (
+    GRADIENT,
+    LEGACY,
+    SITUATIONS,
+    Said,
+    converged,
+    followed_to_the_end,
+    session,
+)
 from tests.unit.step_story import NEW, T0, at, switched, to_converged, to_soaking, to_switching, view
 from tests.unit.wire_examples import EVENTS, FACTS
 from wire.timestamps import parse_rfc3339
@@ -37,6 +47,15 @@ HEALTH: Final = {
     "soaking-and-failing": "attention",
     "fetching-in-vain": "attention",
     "deferred": "attention",
+    "converged-on-mutual-tls": "well",
+    "converged-on-the-cache-key": "well",
+    "nothing-wanted": "well",
+    "taken-back": "attention",
+    "waiting-for-the-window": "well",
+    "asking-the-hooks": "well",
+    "vetoed": "attention",
+    "waiting-for-the-reboot-window": "attention",
+    "reboot-held-by-a-session": "attention",
 }
 """Every other situation is sick."""
 
@@ -194,6 +213,82 @@ def test_the_exit_status_tells_well_from_sick_from_not_running(name: str, code: 
 # What is wrong
 
 
+@pytest.mark.parametrize(
+    ("name", "rests_on", "line"),
+    [
+        ("converged", "a signed manifest, key ci", "edge@1 Converged"),
+        ("converged-on-mutual-tls", "mutual TLS alone", "legacy@00000001 Converged (mutual TLS alone)"),
+        ("converged-on-the-cache-key", "the cache's key alone", "gradient@00000001 Converged (the cache's key alone)"),
+    ],
+)
+def test_what_the_trust_of_a_target_rests_on_is_said_to_people_and_programs(
+    name: str, rests_on: str, line: str
+) -> None:
+    said = SITUATIONS[name]()
+    assert said["rollout"]["rests_on"] == rests_on
+    assert said["source"] == ("fleet" if name == "converged" else said["rollout"]["channel"])
+    unsigned = said["rollout"]["basis"] != "signed-manifest"
+    assert (said["rollout"]["signed_by"] is None) is unsigned
+    assert (said["rollout"]["signed_at"] is None) is unsigned
+    assert (f"Rests on: {rests_on}: nobody signed it" in seen(said)) is unsigned
+    assert one_line(known_of(name)) == line
+
+
+def known_of(name: str) -> Known:
+    """The state that a situation was made of."""
+    if name == "converged":
+        return to_converged().known
+    source, basis = (LEGACY, Basis.MUTUAL_TLS) if name.endswith("tls") else (GRADIENT, Basis.CACHE_KEY)
+    return followed_to_the_end(source, basis).known
+
+
+def test_what_waits_for_a_window_says_when_it_goes_to_people_in_their_zone_and_to_programs() -> None:
+    said, east = SITUATIONS["waiting-for-the-window"](), datetime.timezone(datetime.timedelta(hours=2), "CEST")
+    assert (said["waiting_on"], said["waiting_until_means"]) == ("the activation window", "window-opens")
+    assert said["waiting_until"] == said["windows"]["activation"]["next"] == "2026-05-29T02:26:40Z"
+    assert said["windows"]["reboot"] == {"open": True, "next": None}
+    assert "opens Fri 2026-05-29 04:26:40 CEST; in 5 h 43 min" in seen(said, zone=east)
+    assert converged()["windows"] == {"activation": None, "reboot": None}
+
+
+def test_a_veto_is_not_told_as_trouble_with_fetching() -> None:
+    said = SITUATIONS["vetoed"]()
+    assert said["veto"] == "20-backup: a backup runs until 05:00"
+    assert (said["realise_failures"], said["waiting_until_means"]) == (0, "next-try")
+    assert [problem["what"] for problem in said["problems"]] == ["vetoed"]
+    assert SITUATIONS["fetching-in-vain"]()["veto"] is None
+
+
+def test_a_reboot_that_is_held_says_by_what() -> None:
+    said = SITUATIONS["reboot-held-by-a-session"]()
+    assert said["reboot"] == {"policy": "when-required", "delayed_by": "/run/session.lock is there"}
+    assert converged()["reboot"] == {"policy": "never", "delayed_by": None}
+
+
+def test_a_target_that_is_wanted_though_it_was_rolled_back_is_told_until_something_else_is_begun() -> None:
+    said = SITUATIONS["wanted-though-barred"]()
+    assert [problem["what"] for problem in said["problems"]] == ["wanted-though-barred"]
+    said["rollout"]["since"]["acknowledged"] = said["at"]
+    assert [problem.what for problem in problems(said)] == ["quarantine"]
+
+
+def test_hooks_that_have_not_been_told_yet_are_listed() -> None:
+    story = followed_to_the_end(attrs.evolve(GRADIENT, hooks=True), Basis.CACHE_KEY)
+    said = document(story.known, session(1000), at(1000))
+    assert said["hooks_owed"] == [{"moment": "after-success", "rollout": "gradient@00000001"}]
+
+
+def test_what_a_daemon_of_the_same_schema_did_not_say_yet_is_not_missed() -> None:
+    said = converged()
+    text = seen(said)
+    for member in ("source", "veto", "windows", "reboot", "hooks_owed"):
+        del said[member]
+    for member in ("basis", "rests_on", "offered_as"):
+        del said["rollout"][member]
+    assert seen(said) == text
+    assert problems(said) == []
+
+
 def test_a_healthy_host_has_nothing_wrong() -> None:
     assert (problems(converged()), health([])) == ([], "well")
 
@@ -213,6 +308,8 @@ WRONG: Final[dict[str, dict[str, Any]]] = {
     "journal-foreign": {"holds": "journal.sqlite belongs to somebody else: another key"},
     "journal-unwritable": {"journal_error": "disk-full: free space"},
     "refused": {"refusals": [refusal("bad-signature", 60)]},
+    "ambiguous": {"source": "gradient", "refusals": [refusal("ambiguous", 60)]},
+    "wrong-architecture": {"source": "gradient", "refusals": [refusal("wrong-architecture", 60)]},
 }  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from nixfleet.__main__ import run
 from nixfleet.audit.export import open_export
 from nixfleet.audit.proof import HostProof, prove
 from nixfleet.release.publish import refresh_release
-from state_machine.events import IntentVerified
+from state_machine.events import IntentVerified, TargetOffered
 from state_machine.facts import (
     ActivationCompleted,
     ActivationStarted,
@@ -22,7 +22,7 @@ from state_machine.facts import (
     Failed,
     RollbackComplete,
 )
-from state_machine.values import Closure, FailurePolicy, RolloutId, SwitchMethod, WallMs
+from state_machine.values import Basis, Closure, FailurePolicy, RolloutId, SwitchMethod, WallMs
 from tests.unit.nixfleet_exports import OLD, Writer, intent_for, looked, moment, story
 from tests.unit.nixfleet_samples import CI_KEY, COMMIT, HOST_KEYS, NOW, OTHER_KEY, closure, later, write_trust
 
@@ -181,6 +181,111 @@ def test_stock_ssh_keygen_verifies_the_same_export(tmp_path: Path) -> None:
             [*command, "-s", "entries.jsonl.sig"], cwd=directory, stdin=content, capture_output=True, text=True
         )
     assert done.returncode == 0, done.stderr
+
+
+# What was never signed
+
+BUILD = "build 0197a0f2-6d0e-7cc0-8e13-1d2f3a4b5c6d"
+GRADIENT = RolloutId("gradient@00000001")
+
+
+def followed(
+    directory: Path, *, basis: Basis = Basis.CACHE_KEY, rollout: RolloutId = GRADIENT, runs: Closure | None = None
+) -> Writer:
+    """A host that was offered a system, switched to it and converged; `runs` is what it says runs then."""
+    writer, target = Writer(directory=directory, key=HOST_KEYS["node1"]), Closure(closure("node1"))
+    name = BUILD if basis is Basis.CACHE_KEY else ""
+    writer.add(TargetOffered(at=moment(1), basis=basis, closure=closure("older"), offered_as=name))
+    writer.add(
+        TargetOffered(at=moment(2), basis=basis, closure=target, offered_as=name),
+        DispatchAck(seq=1, current_closure_at_dispatch=OLD, received_at=moment(2).wall_ms),
+        ActivationStarted(seq=2, started_at=moment(3).wall_ms, switch_method=SwitchMethod.SYSTEMD_RUN),
+        rollout=rollout,
+    )
+    writer.add(TargetOffered(at=moment(4), basis=basis, closure=None))
+    completed = ActivationCompleted(
+        seq=3, observed_current_closure=runs or target, exit_code=0, completed_at=moment(9).wall_ms
+    )
+    writer.add(looked(9), completed, rollout=rollout)
+    return writer
+
+
+@pytest.mark.parametrize(
+    ("basis", "name", "words"),
+    [
+        (Basis.CACHE_KEY, f" as {BUILD}", "the cache's key alone"),
+        (Basis.MUTUAL_TLS, "", "mutual TLS alone"),
+    ],
+)
+def test_a_switch_that_nobody_signed_for_is_told_as_one_and_has_an_exit_status_of_its_own(
+    tmp_path: Path, trust: Path, capfd: pytest.CaptureFixture[str], basis: Basis, name: str, words: str
+) -> None:
+    followed(tmp_path / "node1", basis=basis).export()
+    assert run(["audit", "verify", str(tmp_path / "node1"), "--trust-file", str(trust)]) == 3
+    out, err = capfd.readouterr()
+    assert out.splitlines() == [
+        f"node1: 4 entries, chain intact, key {HOST_KEYS['node1'].fingerprint[:12]} is known from the export alone",
+        f"  activated {closure('node1')} at 2026-06-01T10:00:03Z,",
+        f"    offered{name} at 2026-06-01T10:00:02Z: rests on {words}, not proved by a signature",
+    ]
+    assert err == "unsigned: node1: 1 of 1 switches not proved by a signature\n"
+
+
+def test_that_nobody_signed_is_in_the_json_and_is_no_failure_of_the_chain(
+    tmp_path: Path, trust: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    followed(tmp_path / "exports" / "node1").export()
+    story(tmp_path / "exports" / "node2", "node2").export()
+    assert run(["audit", "verify", str(tmp_path / "exports"), "--trust-file", str(trust), "--json"]) == 3
+    told = json.loads(capfd.readouterr().out)
+    assert (told["ok"], told["verdict"]) == (False, "unsigned")
+    assert [(host["ok"], host["verdict"], host["broken"]) for host in told["hosts"]] == [
+        (False, "unsigned", None),
+        (True, "holds", None),
+    ]
+    [activation] = told["hosts"][0]["activations"]
+    assert activation["allowedBy"] is None
+    assert activation["offer"] == {
+        "entry": 2,
+        "at": "2026-06-01T10:00:02Z",
+        "basis": "cache-key",
+        "restsOn": "the cache's key alone",
+        "offeredAs": BUILD,
+    }
+    assert told["hosts"][1]["activations"][0]["offer"] is None
+
+
+def test_a_broken_chain_counts_before_a_missing_signature(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    writer = followed(tmp_path / "node1")
+    writer.export([*writer.entries[:2], *writer.entries[3:]])
+    assert run(["audit", "verify", str(tmp_path / "node1")]) == 1
+    assert "broken: node1" in capfd.readouterr().err
+
+
+def test_a_switch_to_something_else_than_was_offered_is_found(tmp_path: Path) -> None:
+    other = Closure(closure("other"))
+    assert broken(proof_of(followed(tmp_path / "node1", runs=other))) == (
+        f"entry 2: {other} was activated, but what was offered is {closure('node1')}"
+    )
+
+
+def test_an_offer_does_not_stand_in_for_a_manifest(tmp_path: Path) -> None:
+    """A fleet's rollout without its proof is broken evidence, whatever some other source had offered."""
+    writer = followed(tmp_path / "node1", rollout=RolloutId(f"stable@{COMMIT}"))
+    assert broken(proof_of(writer)).endswith("was activated, but no entry before says what allowed it")
+
+
+def test_an_offer_that_was_taken_back_does_not_count(tmp_path: Path) -> None:
+    writer = Writer(directory=tmp_path / "node1", key=HOST_KEYS["node1"])
+    writer.add(TargetOffered(at=moment(1), basis=Basis.CACHE_KEY, closure=closure("node1")))
+    writer.add(TargetOffered(at=moment(2), basis=Basis.CACHE_KEY, closure=None))
+    writer.add(
+        looked(3),
+        DispatchAck(seq=1, current_closure_at_dispatch=OLD, received_at=moment(3).wall_ms),
+        ActivationStarted(seq=2, started_at=moment(3).wall_ms, switch_method=SwitchMethod.DETACHED),
+        rollout=GRADIENT,
+    )
+    assert broken(proof_of(writer)).endswith("was activated, but no entry before says what allowed it")
 
 
 # What a lying journal is caught at

@@ -19,6 +19,7 @@ from state_machine import facts
 from state_machine.facts import FACT_KINDS, Fact
 from state_machine.intent import Pin
 from state_machine.values import (
+    Basis,
     Channel,
     Closure,
     FailurePolicy,
@@ -266,8 +267,8 @@ def test_the_other_listings_say_what_there_is() -> None:
     )
     hosts = HostList(hosts=(seen, attrs.evolve(seen, channel=Channel(""), failure="no token")))
     [first, second] = fleet_view.machine_rows(hosts, NOW)
-    assert [text_of(cell) for cell in first] == ["node1", "stable", "0.1.0", "never", ""]
-    assert [text_of(cell) for cell in second] == ["node1", "not declared", "0.1.0", "never", "no token"]
+    assert [text_of(cell) for cell in first] == ["node1", "stable", "-", "0.1.0", "-", "never", ""]
+    assert [text_of(cell) for cell in second] == ["node1", "not declared", "-", "0.1.0", "-", "never", "no token"]
     cells = fleet_view.host_rows(hosts, NOW)[0]
     assert [text_of(cell) for cell in cells] == ["node1", "stable", TARGET, "-", "0.1.0", "1 h 1 min", "0", "never"]
     assert text_of(fleet_view.status_rows(hosts, NOW)[0][6]) == "1 fail, 2 pass"
@@ -277,6 +278,23 @@ def test_the_other_listings_say_what_there_is() -> None:
     )
     [cells] = fleet_view.rollout_rows(RolloutList(rollouts=(rollout,)))
     assert [text_of(cell) for cell in cells] == [ROLLOUT, "2026-06-01T10:00:00Z", "1", "1 converged, 1 failed"]
+
+
+def test_machines_are_shown_with_what_the_trust_in_their_targets_rests_on() -> None:
+    signed = host(basis=Basis.SIGNED_MANIFEST, tags=("web", "eu"))
+    unsigned = host(basis=Basis.MUTUAL_TLS, tags=("web",))
+    [first, second] = fleet_view.machine_rows(HostList(hosts=(signed, unsigned)), NOW)
+    assert (text_of(first[2]), text_of(first[4])) == ("web,eu", "signed-manifest")
+    assert (text_of(second[2]), text_of(second[4])) == ("web", "mutual-tls")
+
+
+def test_machines_are_found_by_all_the_tags_asked_for() -> None:
+    both, one = host(tags=("web", "eu")), host(tags=("web",))
+    hosts = HostList(hosts=(both, one))
+    assert fleet_view.with_tags(hosts, ("eu", "web")).hosts == (both,)
+    assert fleet_view.with_tags(hosts, ("web",)).hosts == (both, one)
+    assert fleet_view.with_tags(hosts, ()) == hosts
+    assert fleet_view.with_tags(hosts, ("db",)).hosts == ()
 
 
 def text_of(cell: Cell | str) -> str:

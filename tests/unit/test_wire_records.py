@@ -2,12 +2,19 @@
 
 import pytest
 
-from state_machine.events import CertificateLoaded, DutyFinished, IntentRefused, QuarantineCleared
+from state_machine.events import (
+    Calendar,
+    CertificateLoaded,
+    DutyFinished,
+    IntentRefused,
+    QuarantineCleared,
+    Settings,
+)
 from state_machine.facts import RolloutFact
 from state_machine.lifecycle import opened
-from state_machine.state import Known, Realising, Switching, Tracked
-from state_machine.values import OpId, Reason, SteadyMs
-from tests.unit.wire_examples import EVENTS, FACTS, INTENT, MOMENT, NEW, NODE7, ROLLOUT
+from state_machine.state import Consulting, HookRun, Known, Realising, Rebooting, SeenIntent, Switching, Tracked
+from state_machine.values import Basis, HookMoment, OpId, Reason, Source, SteadyMs
+from tests.unit.wire_examples import AT, CALENDAR, EVENTS, FACTS, INTENT, MOMENT, NEW, NODE7, OLD, ROLLOUT
 from wire.errors import WireError
 from wire.records import (
     decode_event,
@@ -17,6 +24,8 @@ from wire.records import (
     encode_known,
     encode_rollout_fact,
 )
+
+SEEN = SeenIntent(intent=INTENT, seen_wall=AT, seen_steady=SteadyMs(5))
 
 
 def test_a_null_that_is_part_of_the_meaning_is_written_and_read() -> None:
@@ -63,10 +72,39 @@ def test_the_state_keeps_which_operation_is_under_way() -> None:
     for operation in (
         None,
         Realising(op=OpId(1), rollout_id=ROLLOUT, closure=NEW, due=SteadyMs(5)),
+        Realising(op=OpId(1), rollout_id=ROLLOUT, closure=NEW, due=SteadyMs(5), opens_at=AT),
+        Consulting(op=OpId(1), rollout_id=ROLLOUT, closure=NEW, due=SteadyMs(5), failures=2, attempt=3),
+        Rebooting(op=OpId(1), rollout_id=ROLLOUT, closure=NEW, due=SteadyMs(5), retry_at=SteadyMs(6), why="locked"),
         Switching(op=OpId(2), rollout_id=ROLLOUT, closure=NEW, boot_id="b", due=SteadyMs(5)),
     ):
         known = Known(rollouts={ROLLOUT: tracked}, active=ROLLOUT, operation=operation)
         assert decode_known(encode_known(known)) == known
+
+
+def test_the_state_keeps_the_operators_part_of_it() -> None:
+    run = HookRun(
+        op=OpId(3),
+        moment=HookMoment.AFTER_ROLLBACK,
+        rollout_id=ROLLOUT,
+        closure=OLD,
+        before=None,
+        basis=Basis.CACHE_KEY,
+    )
+    for calendar in (CALENDAR, Calendar(through=AT, activation=()), Calendar(through=AT), None):
+        known = Known(calendar=calendar, hook_runs=(run,))
+        assert decode_known(encode_known(known)) == known
+
+
+def test_a_state_of_the_first_version_reads_as_of_a_host_that_follows_a_fleet() -> None:
+    document = encode_known(Known(settings=Settings(machine_id=NODE7), intents={ROLLOUT: SEEN}))
+    settings, intent = document["settings"], document["intents"][ROLLOUT]["intent"]  # type: ignore[index,call-overload]
+    for member in ("source", "retry_interval_s", "offer_policy", "reboot", "hooks", "hook_timeout_s"):
+        del settings[member]  # type: ignore[union-attr,arg-type]
+    for member in ("basis", "offered_as"):
+        del intent[member]  # type: ignore[union-attr,arg-type]
+    known = decode_known(document)
+    assert known.settings.source is Source.FLEET
+    assert known.intents[ROLLOUT].intent.basis is Basis.SIGNED_MANIFEST
 
 
 def test_an_empty_state_is_mostly_defaults_and_reads_back_as_one() -> None:

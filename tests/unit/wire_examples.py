@@ -4,6 +4,8 @@ from typing import Final
 
 from state_machine.events import (
     Booted,
+    Calendar,
+    CalendarRead,
     CertificateLoaded,
     DispatchKind,
     DispatchReceived,
@@ -12,6 +14,7 @@ from state_machine.events import (
     Event,
     FactRefused,
     FactsDelivered,
+    HooksFinished,
     IntentRefused,
     IntentVerified,
     Poked,
@@ -19,12 +22,15 @@ from state_machine.events import (
     ProbesDeclared,
     QuarantineCleared,
     RealiseFinished,
+    RebootDelayed,
     ReplayRequested,
     Settings,
     Snapshot,
     SnapshotsReceived,
+    Span,
     SwitchFinished,
     SystemObserved,
+    TargetOffered,
     TargetPolicy,
     Tick,
     VerifiedIntent,
@@ -51,6 +57,7 @@ from state_machine.facts import (
 )
 from state_machine.system import SwitchOutcome, SystemView
 from state_machine.values import (
+    Basis,
     Channel,
     Closure,
     FailurePolicy,
@@ -62,7 +69,9 @@ from state_machine.values import (
     ProbeSpec,
     ProbeStatus,
     Reason,
+    RebootPolicy,
     RolloutId,
+    Source,
     SubResult,
     SwitchMethod,
     WallMs,
@@ -137,13 +146,30 @@ INTENT: Final = VerifiedIntent(
         on_failure=FailurePolicy.HALT, soak_ms=600_000, sustained_failure_ms=30_000, max_failed_units=0
     ),
 )
+CALENDAR: Final = Calendar(
+    since=AT,
+    through=WallMs(AT + 35 * 86_400_000),
+    activation=(Span(begins=AT, ends=LATER),),
+    reboot=(),
+)
 
 EVENTS: Final[tuple[Event, ...]] = (
     Booted(
         at=MOMENT,
-        settings=Settings(machine_id=NODE7, freshness_cap_s=3600, switch_method=SwitchMethod.DETACHED),
+        settings=Settings(
+            machine_id=NODE7,
+            freshness_cap_s=3600,
+            switch_method=SwitchMethod.DETACHED,
+            source=Source.GRADIENT,
+            offer_policy=TargetPolicy(
+                on_failure=FailurePolicy.HALT, soak_ms=60_000, sustained_failure_ms=30_000, max_failed_units=2
+            ),
+            reboot=RebootPolicy.WHEN_REQUIRED,
+            hooks=True,
+        ),
         system=SYSTEM,
         probes=(SSHD,),
+        calendar=CALENDAR,
     ),
     Tick(at=MOMENT),
     IntentVerified(at=MOMENT, intent=INTENT),
@@ -202,8 +228,12 @@ EVENTS: Final[tuple[Event, ...]] = (
             ),
         ),
     ),
-    DutyFinished(at=MOMENT, duty=Duty.HEARTBEAT, ok=False, retry_after_ms=30_000, jitter=0.5),
+    DutyFinished(at=MOMENT, duty=Duty.HEARTBEAT, ok=False, retry_after_ms=30_000, jitter=0.5, again_after_ms=5_000),
     CertificateLoaded(at=MOMENT, validity=(AT, LATER)),
     QuarantineCleared(at=MOMENT, closure=NEW, by="root"),
     Poked(at=MOMENT),
+    TargetOffered(at=MOMENT, basis=Basis.CACHE_KEY, closure="../../etc/passwd", offered_as="a build's id"),
+    CalendarRead(at=MOMENT, calendar=CALENDAR),
+    HooksFinished(at=MOMENT, op=OpId(9), veto="10-backup: a backup runs", output="10-backup: 4 GB left", jitter=0.5),
+    RebootDelayed(at=MOMENT, op=OpId(10), locked=True, detail="/run/backup.lock is there", jitter=0.5),
 )

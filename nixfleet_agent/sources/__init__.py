@@ -1,0 +1,1 @@
+"""Where a host's intent comes from: one module a source, all behind `interface.IntentSource`."""
