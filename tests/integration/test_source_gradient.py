@@ -13,7 +13,7 @@ from tests.agentlab import Agent, AgentFleet, not_soon
 from tests.gradient_server import KEY, PROJECT, GradientServer
 from tests.liar import html, says, status, times
 
-HOSTS = tuple(f"web{n}" for n in range(1, 49))
+HOSTS = tuple(f"web{n}" for n in range(1, 91))
 
 
 @pytest.fixture(scope="module")

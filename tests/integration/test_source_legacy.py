@@ -13,7 +13,7 @@ from tests.cplab import Running, eventually
 from tests.legacy_server import STORE, LegacyServer, name_hosts_plainly
 from tests.liar import Gate, html, says, status, times
 
-HOSTS = tuple(f"web{n}" for n in range(1, 25))
+HOSTS = tuple(f"web{n}" for n in range(1, 61))
 CHATTER = ("health-check", "up-to-date")
 
 
