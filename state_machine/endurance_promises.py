@@ -15,6 +15,7 @@ from state_machine.facts import (
     RollbackFailed,
     RollbackRequested,
 )
+from state_machine.intake import ADOPTED_SEQ_MAX
 from state_machine.passages import Passage, facts_of, new_rollbacks, new_switches, rollout_of
 from state_machine.state import RollingBack, Switching
 from state_machine.system import SwitchOutcome
@@ -71,6 +72,7 @@ def s7_numbers_go_on_after_those_of_a_lost_journal(run: Run) -> Iterator[str]:
 def _is_news(passage: Passage, snapshot: Snapshot) -> bool:
     rollout_id, known = RolloutId(snapshot.rollout_id), passage.known
     well_formed = is_rollout_id(rollout_id) and is_closure(snapshot.target_closure)
+    well_formed = well_formed and 1 <= snapshot.last_seq <= ADOPTED_SEQ_MAX
     return well_formed and rollout_id not in known.rollouts and rollout_id not in known.forgotten
 
 

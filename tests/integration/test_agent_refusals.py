@@ -303,8 +303,8 @@ def test_the_same_manifest_for_ever_becomes_stale_and_the_running_system_stays(t
     """Indefinite freeze: the window ends, and status says so."""
     fleet = AgentFleet(tmp_path)
     first = fleet.system()
-    # A window of one minute and a minute of slack, of which two seconds are left.
-    short = fleet.fleet("0f00", targets={HostName("web1"): first}, signed_at=WallMs(wall_now() - 118_000))
+    # A window of one minute and a minute of slack, of which ten seconds are left.
+    short = fleet.fleet("0f00", targets={HostName("web1"): first}, signed_at=WallMs(wall_now() - 110_000))
     channels = {name: attrs.evolve(channel, freshness_window=1) for name, channel in short.channels.items()}
     fleet.publish("0f00", fleet=attrs.evolve(short, channels=channels))
     with Liar(fleet) as liar:

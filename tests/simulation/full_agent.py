@@ -29,7 +29,7 @@ from nixfleet_agent.config import Config, read_config
 from nixfleet_agent.control import Handler
 from nixfleet_agent.daemon import Ended, Signals, live
 from nixfleet_agent.identity import UnusableCertificateError
-from nixfleet_agent.journal.errors import JournalBusyError, JournalError
+from nixfleet_agent.journal.errors import JournalBusyError, JournalError, write_error
 from nixfleet_agent.journal.migrate import migrate
 from nixfleet_agent.journal.schema import shm_path, wal_path
 from nixfleet_agent.ledger import JOURNAL_NAME
@@ -395,10 +395,14 @@ class Agent:
             migrate(path)
             return
         self.journals += 1
-        path.write_bytes(_empty_journal())
         name = key_of(self.world.scenario.seed, "journal", self.host, self.journals).seed.hex()[:32]
-        with contextlib.closing(sqlite3.connect(path)) as db, db:
-            db.execute("UPDATE journal SET id = ?", (name,))
+        try:
+            path.write_bytes(_empty_journal())
+            with contextlib.closing(sqlite3.connect(path)) as db, db:
+                db.execute("UPDATE journal SET id = ?", (name,))
+        except (OSError, sqlite3.Error) as error:
+            path.unlink(missing_ok=True)  # the migration is one transaction
+            raise write_error(path, error) from error
 
     # --- what it is surrounded by -----------------------------------------------------------------------------------
 
