@@ -73,7 +73,7 @@ class LocalBuilder:
 
     async def _one(self, system: System, display: Display) -> Built:
         path, began = self._logs / f"{system.host}.log", time.monotonic()
-        with path.open("wb") as file:
+        with path.open("wb", buffering=0) as file:
             pieces = Lines(lambda line: display.said(system, line))
 
             def heard(chunk: bytes) -> None:

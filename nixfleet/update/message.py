@@ -77,7 +77,7 @@ def _pin(pin: Pin) -> str:
 
 def _closure(host: str, lines: Sequence[str]) -> str:
     if not lines:
-        return f"{host}: the same closure"
+        return f"{host}: no package changes"
     shown = [f"  {line}" for line in lines[:CLOSURE_LINES]]
     more = len(lines) - len(shown)
     return "\n".join([f"{host}:", *shown, *([f"  and {more} more"] if more > 0 else [])])
@@ -109,7 +109,7 @@ def pull_request(findings: Findings) -> tuple[str, str]:
 
 
 def _changes(host: str, lines: Sequence[str]) -> str:
-    text = "\n".join(lines) or "nothing"
+    text = "\n".join(lines) or "no package changes"
     return f"<details><summary>{host}: what changes</summary>\n\n```\n{text}\n```\n</details>"
 
 
