@@ -28,6 +28,7 @@
         default = ./nixos;
         nixfleet-agent = ./nixos/nixfleet-agent.nix;
         nixfleet-control-plane = ./nixos/nixfleet-control-plane.nix;
+        nix-flake-updater = ./nixos/flake-updater.nix;
       };
 
       darwinModules = lib.mapAttrs (_: module) {

@@ -24,6 +24,7 @@ let
       tlsKey = "/var/lib/keys/control-plane-key.pem";
       artifacts = "/srv/releases";
     };
+    services.nix-flake-updater.nightly.repoPath = "/srv/fleet";
   };
   unit = name: "${nixos.config.systemd.units.${name}.unit}/${name}";
 in
@@ -34,7 +35,8 @@ in
 // lib.optionalAttrs pkgs.stdenv.hostPlatform.isLinux {
   modules = pkgs.runCommand "nixfleet-modules" { nativeBuildInputs = [ pkgs.systemd ]; } ''
     systemd-analyze verify --man=no \
-      ${unit "nixfleet-agent.service"} ${unit "nixfleet-control-plane.service"} 2>&1 | tee "$out"
+      ${unit "nixfleet-agent.service"} ${unit "nixfleet-control-plane.service"} \
+      ${unit "nix-flake-updater-nightly.service"} ${unit "nix-flake-updater-nightly.timer"} 2>&1 | tee "$out"
   '';
   fleet = pkgs.testers.runNixOSTest ./vm-test.nix;
 }

@@ -89,8 +89,9 @@ async def run(
 ) -> Completed:
     """Run `argv` to its end or for at most `timeout_s` seconds, then kill what is left of its process group.
 
-    `env` None means this process's own. `heard` is shown standard error as it comes. `keep` bounds each output in bytes. Children that `argv` leaves behind in
-    its group are killed even when it ended well; a program meant to outlive its caller starts a session of its own.
+    `env` None means this process's own. `heard` is shown standard error as it comes. `keep` bounds each output, in
+    bytes. Children that `argv` leaves behind in its group are killed even when it ended well; a program meant to
+    outlive its caller starts a session of its own.
 
     Raises `CommandError` when the program cannot be started.
     """

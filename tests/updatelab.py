@@ -3,8 +3,10 @@
 Systems are small derivations that a word of an input decides about. Nix has a store, a state and settings of its own.
 """
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -147,6 +149,14 @@ class UpdateLab:
             stderr=subprocess.PIPE,
         )  # fmt: skip
 
+    def stop_orphans(self) -> None:
+        """End the builds that a run left when it was killed: their environment names this lab's store."""
+        ours = f"NIX_STORE_DIR={self.root}/store".encode()
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # gone by now
+                if ours in (process / "environ").read_bytes().split(b"\0"):
+                    os.kill(int(process.name), signal.SIGTERM)
+
     def main(self) -> str:
         """The commit of the remote's main branch."""
         return self.git("rev-parse", "main", where=self.hub)
@@ -271,3 +281,27 @@ def receiver() -> Iterator[Receiver]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def instances(lab: UpdateLab, text: str) -> tuple[str, str]:
+    """Flags for a file with one instance, `nightly`, that has these keys."""
+    path = lab.root / "update.toml"
+    path.write_text(f'[nightly]\nrepo-path = "{lab.fleet}"\n{text}')
+    return "--instances", str(path)
+
+
+def forge(lab: UpdateLab, hub: Receiver, kind: str = "gitea") -> str:
+    """A forge, as a table of the instance."""
+    token = lab.root / "token"
+    token.write_text("s3cret\n")
+    return (
+        f'[nightly.forge]\nkind = "{kind}"\nurl = "{hub.url}/api/v1"\nrepository = "us/fleet"\ntoken-file = "{token}"\n'
+    )
+
+
+def fixer(lab: UpdateLab, script: str) -> str:
+    """A command that mends, as a table of the instance."""
+    path = lab.root / "mend"
+    path.write_text(f"#!/bin/sh\nprompt=$2\n{script}\n")
+    path.chmod(0o755)
+    return f'[nightly.auto-fix]\ncommand = "{path}"\n'

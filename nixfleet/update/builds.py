@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Protocol
+from urllib.parse import quote
 
 import trio
 
-from nixfleet.update.errors import FlakeError
+from nixfleet.update.errors import DiskError, UpdateError
 from nixfleet.update.flake import Built, Flake, System
 
 TAIL_LINES: Final = 200
@@ -41,7 +42,11 @@ class Builder(Protocol):
     """Whoever builds systems: this machine, or others that are asked to."""
 
     async def build(self, systems: Sequence[System], display: Display) -> list[Built]:
-        """Build them all; the results in the order of `systems`."""
+        """Build them all; the results in the order of `systems`.
+
+        Raises:
+            UpdateError: nothing can be built here at all, which is no fault of a system.
+        """
         ...
 
 
@@ -54,30 +59,40 @@ class LocalBuilder:
 
     async def build(self, systems: Sequence[System], display: Display) -> list[Built]:
         """Build them all, some at a time."""
-        self._logs.mkdir(parents=True, exist_ok=True)
         results: dict[System, Built] = {}
+        troubles: list[UpdateError] = []
 
         async def one(system: System) -> None:
             async with self._limit:
                 display.begun(system)
                 try:
                     results[system] = await self._one(system, display)
-                except FlakeError as error:
-                    results[system] = Built(system=system, path=None, seconds=0.0, tail=str(error))
-                display.ended(results[system])
+                except (UpdateError, OSError) as error:
+                    troubles.append(error if isinstance(error, UpdateError) else DiskError.of(error))
+                    nursery.cancel_scope.cancel()
+                else:
+                    display.ended(results[system])
 
         async with trio.open_nursery() as nursery:
             for system in systems:
                 nursery.start_soon(one, system)
+        if troubles:
+            raise troubles[0]
         return [results[system] for system in systems]
 
     async def _one(self, system: System, display: Display) -> Built:
-        path, began = self._logs / f"{system.host}.log", time.monotonic()
+        path, began = self._logs / f"{quote(system.host, safe='')}.log", time.monotonic()
+        self._logs.mkdir(parents=True, exist_ok=True)
         with path.open("wb", buffering=0) as file:
             pieces = Lines(lambda line: display.said(system, line))
+            cut: list[OSError] = []
 
             def heard(chunk: bytes) -> None:
-                file.write(chunk)
+                try:
+                    file.write(b"" if cut else chunk)
+                except OSError as error:  # a build of hours is not lost to a log that the disk is too full for
+                    cut.append(error)
+                    log.warning("%s: the rest of the log is lost: %s", path, error.strerror)
                 pieces.feed(chunk)
 
             store_path, said = await self._flake.build(system, within_s=self._within_s, heard=heard)

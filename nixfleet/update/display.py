@@ -14,7 +14,7 @@ from nixfleet.update.flake import Built, System
 from nixfleet.update.message import duration
 
 if TYPE_CHECKING:
-    from rich.live import Live
+    from rich.console import Console
     from rich.table import Table
 
 SAID_MAX: Final = 100
@@ -54,13 +54,13 @@ class _Line:
 class LiveDisplay:
     """A table on standard error that changes in place."""
 
-    def __init__(self, live: "Live") -> None:
-        self._live = live
+    def __init__(self, console: "Console") -> None:
+        self._console = console
         self._lines: dict[str, _Line] = {}
 
     def say(self, text: str) -> None:
         """A phase of the run, above the table."""
-        self._live.console.print(text, style=QUIET)
+        self._console.print(text, style=QUIET)
 
     def begun(self, system: System) -> None:
         """Its build has begun."""
@@ -100,6 +100,6 @@ def display(environment: Mapping[str, str]) -> Iterator[PlainDisplay | LiveDispl
     from rich.live import Live
 
     console = Console(stderr=True, highlight=False, markup=False)
-    with Live(console=console, refresh_per_second=4, get_renderable=lambda: shown.table()) as live:
-        shown = LiveDisplay(live)
+    shown = LiveDisplay(console)
+    with Live(console=console, refresh_per_second=4, get_renderable=shown.table):
         yield shown

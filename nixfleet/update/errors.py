@@ -37,6 +37,22 @@ class FlakeError(UpdateError):
 
 
 @attrs.frozen(kw_only=True)
+class DiskError(UpdateError):
+    """A file that a run needs cannot be written or read."""
+
+    path: str
+    cause: str
+
+    def __str__(self) -> str:
+        return f"{self.path or 'a file'}: {self.cause}: make room, or let this user write there"
+
+    @classmethod
+    def of(cls, error: OSError) -> "DiskError":
+        """What the kernel said."""
+        return cls(path=str(error.filename or ""), cause=error.strerror or str(error))
+
+
+@attrs.frozen(kw_only=True)
 class MovedError(UpdateError):
     """The main branch moved on the remote, again and again, while this run was building."""
 

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import urllib.parse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -75,8 +76,8 @@ class Flake:
     def at(self, commit: str | None = None) -> str:
         """The flake as Nix is told it: as it lies there, or as it was in a commit."""
         query = [f"rev={commit}"] if commit else []
-        query += [f"dir={self.directory}"] if self.directory else []
-        return f"git+file://{self.root}" + (f"?{'&'.join(query)}" if query else "")
+        query += [f"dir={urllib.parse.quote(self.directory)}"] if self.directory else []
+        return f"git+file://{urllib.parse.quote(str(self.root))}" + (f"?{'&'.join(query)}" if query else "")
 
     def lock(self) -> bytes | None:
         """The lock as it is now; None: there is none."""
@@ -106,13 +107,13 @@ class Flake:
         document = json.loads(lock)
         return frozenset(document["nodes"][document["root"]].get("inputs", {}))
 
-    async def systems(self, wanted: Sequence[str]) -> tuple[System, ...]:
-        """The wanted systems, or every nixosConfiguration and darwinConfiguration there is.
+    async def systems(self, wanted: Sequence[str], *, commit: str | None = None) -> tuple[System, ...]:
+        """The wanted systems, or every nixosConfiguration and darwinConfiguration there is, or was in a commit.
 
         Raises:
             FlakeError: the flake cannot be evaluated, or has no system of a wanted name.
         """
-        expression = f'({_LIST}) (builtins.getFlake "{self.at()}")'
+        expression = f'({_LIST}) (builtins.getFlake "{self.at(commit)}")'
         done = await nix("eval", "--impure", "--json", "--expr", expression, within_s=LIST_S, where=self.root)
         if not done.ok:
             raise FlakeError(what="listing the systems of the flake", said=last_words(done))

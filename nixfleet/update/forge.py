@@ -4,14 +4,15 @@ The three speak nearly the same REST dialect (Gitea API 1.20, GitHub REST 2022-1
 method. Tokens are sent to the configured address alone: redirects are not followed.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import attrs
 import httpx
 
+from nixfleet.errors import UnreadableFileError
 from nixfleet.files import read_bytes
 from nixfleet.update.errors import UpdateError
 from nixfleet.update.instance import Forge as Settings
@@ -48,7 +49,7 @@ class Forge:
 
     def __init__(self, client: httpx.AsyncClient, settings: Settings) -> None:
         self._client, self._kind = client, settings.kind
-        self._repository = f"/repos/{settings.repository}"
+        self._repository, self._name = f"/repos/{settings.repository}", settings.repository.lower()
 
     async def open_requests(self) -> list[PullRequest]:
         """Every open pull request.
@@ -60,13 +61,16 @@ class Forge:
         for page in range(1, PAGES_MAX + 1):
             path = f"{self._repository}/pulls?state=open&page={page}&{self._per_page(50)}"
             items = await self._ask("GET", path)
-            found += [
-                PullRequest(number=item["number"], branch=item["head"]["ref"], url=item.get("html_url", ""))
-                for item in items
-            ]
+            with _understood("the list of pull requests"):
+                found += [_request(item, item["head"]["ref"]) for item in items if self._is_own(item)]
             if len(items) < 50:
                 break
         return found
+
+    def _is_own(self, item: Any) -> bool:
+        """Not one of a fork, whose branch may be called as ours is."""
+        head = item["head"]
+        return "repo" not in head or (head["repo"] or {}).get("full_name", "").lower() == self._name
 
     def _per_page(self, count: int) -> str:
         return f"per_page={count}" if self._kind == "github" else f"limit={count}"
@@ -83,7 +87,8 @@ class Forge:
             said = await self._ask(
                 "POST", f"{self._repository}/pulls", {"head": branch, "base": into, "title": title, "body": body}
             )
-            known = PullRequest(number=said["number"], branch=branch, url=said.get("html_url", ""))
+            with _understood("the new pull request"):
+                known = _request(said, branch)
         else:
             await self._ask("PATCH", f"{self._repository}/pulls/{known.number}", {"title": title, "body": body})
         await self._label(known.number, labels)
@@ -99,11 +104,13 @@ class Forge:
     async def _label_numbers(self, labels: Sequence[str]) -> list[int]:
         """Gitea knows labels by number; those that are not there yet are made."""
         items = await self._ask("GET", f"{self._repository}/labels?limit=50")
-        known = {item["name"]: item["id"] for item in items}
+        with _understood("the list of labels"):
+            known = {item["name"]: item["id"] for item in items}
         for name in labels:
             if name not in known:
                 made = await self._ask("POST", f"{self._repository}/labels", {"name": name, "color": "#d73a4a"})
-                known[name] = made["id"]
+                with _understood("the new label"):
+                    known[name] = made["id"]
         return [known[name] for name in labels]
 
     async def close(self, request: PullRequest, why: str) -> None:
@@ -129,6 +136,19 @@ class Forge:
             raise ForgeError(what=what, said="the answer is no JSON: is the address that of the API?") from error
 
 
+def _request(item: Any, branch: str) -> PullRequest:
+    return PullRequest(number=int(item["number"]), branch=branch, url=str(item.get("html_url", "")))
+
+
+@contextmanager
+def _understood(what: str) -> Iterator[None]:
+    """An answer of another form is the forge's mistake, or the address is that of something else."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ForgeError(what=what, said=f"the answer is of no form that is known here ({error!r})") from error
+
+
 @asynccontextmanager
 async def forge_at(settings: Settings) -> AsyncIterator[Forge]:
     """The forge, with its token.
@@ -147,6 +167,11 @@ def read_token(path: Path | None) -> str:
     """The token in a file, without the end of its line; empty without a file.
 
     Raises:
-        UnreadableFileError: it cannot be read.
+        UnreadableFileError: it cannot be read, or has more than one line, or what no header may have.
     """
-    return "" if path is None else read_bytes(path, "token", limit=64 * 1024).decode("utf-8", "replace").strip()
+    if path is None:
+        return ""
+    token = read_bytes(path, "token", limit=64 * 1024).decode("ascii", "replace").strip()
+    if not token or not token.isascii() or not token.isprintable():
+        raise UnreadableFileError(path=path, what="token", cause="it has no line of plain letters and nothing else")
+    return token

@@ -18,6 +18,7 @@ from nixfleet.errors import StoppedError
 from nixfleet.files import read_bytes
 from nixfleet.update.forge import read_token
 from nixfleet.update.instance import Notify
+from nixfleet.update.outcome import Kind, Outcome
 
 TIMEOUT_S: Final = 20.0
 TEXT_MAX: Final = 3500
@@ -90,10 +91,12 @@ async def _org(settings: Notify, notice: Notice) -> None:
     """One write at the end of the file, under a lock: other programs append to an inbox too."""
     assert settings.inbox_org is not None
     entry = org_entry(notice, datetime.fromtimestamp(wall_now() / 1000, UTC))
-    handle = os.open(settings.inbox_org, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    handle = os.open(settings.inbox_org, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
         before = os.fstat(handle).st_size
+        if before and os.pread(handle, 1, before - 1) != b"\n":
+            entry = f"\n{entry}"
         if os.write(handle, entry.encode()) != len(entry.encode()):
             os.ftruncate(handle, before)
             raise OSError("the disk is full")
@@ -107,3 +110,34 @@ def org_entry(notice: Notice, at: datetime) -> str:
     body = [f"  {line}" for line in notice.text.splitlines()]
     link = [f"  [[{notice.link}]]"] if notice.link else []
     return "\n".join([f"* TODO {notice.title}", f"  [{at:%Y-%m-%d %a %H:%M}]", *link, *body]) + "\n"
+
+
+def notice_of(outcome: Outcome) -> Notice:
+    """What people are told of a run that went to its end."""
+    findings, name = outcome.findings, outcome.instance
+    moved = f"{len(findings.moves)} inputs moved"
+    match outcome.kind:
+        case Kind.UNCHANGED:
+            return Notice(title=f"{name}: nothing to update", text="No input has moved.", urgency=1, tags=("zzz",))
+        case Kind.BROKEN:
+            hosts = ", ".join(built.system.host for built in findings.failed)
+            text = f"{moved}. These do not build: {hosts}.\n\n{findings.failed[0].tail[-1500:]}"
+            return Notice(
+                title=f"{name}: {len(findings.failed)} of {len(findings.built)} systems do not build",
+                text=text,
+                urgency=4,
+                tags=("rotating_light",),
+                todo=True,
+                link=outcome.pull_request,
+            )
+        case Kind.MERGED:
+            text = f"{moved}; all {len(findings.built)} systems build. Merged into {outcome.branch}."
+            return Notice(title=f"{name}: updated", text=text, urgency=2, tags=("white_check_mark",))
+        case Kind.PUSHED | Kind.PREPARED:
+            text = f"{moved}; all {len(findings.built)} systems build. {outcome.branch or 'Nothing'} waits for review."
+            link = outcome.pull_request
+            return Notice(title=f"{name}: an update to review", text=text, urgency=3, tags=("eyes",), link=link)
+        case Kind.STOPPED:
+            text = "\n".join(outcome.notes)
+            title = f"{name}: the update could not run"
+            return Notice(title=title, text=text, urgency=4, tags=("warning",), todo=True)

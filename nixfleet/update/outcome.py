@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import attrs
 
+from nixfleet.update.errors import UpdateError
 from nixfleet.update.message import Findings, in_words
 
 
@@ -21,6 +22,8 @@ class Kind(enum.StrEnum):
     """A dry run, or nothing may be pushed: everything builds, and nothing was written anywhere."""
     BROKEN = "broken"
     """A system does not build; nothing was merged."""
+    STOPPED = "stopped"
+    """Git, nix, the disk or the network would not."""
 
 
 EXIT_STATUS: Final[Mapping[Kind, int]] = {
@@ -29,6 +32,7 @@ EXIT_STATUS: Final[Mapping[Kind, int]] = {
     Kind.PUSHED: 0,
     Kind.PREPARED: 0,
     Kind.BROKEN: 1,
+    Kind.STOPPED: UpdateError.exit_code,
 }
 
 

@@ -15,6 +15,7 @@ import attrs
 
 from nixfleet.errors import UnreadableFileError
 from nixfleet.files import read_bytes
+from nixfleet.update.errors import FlakeError
 from nixfleet.update.flake import Built, Flake, System
 from nixfleet.update.instance import AutoFix
 from nixfleet.update.locks import Move
@@ -22,6 +23,8 @@ from nixfleet.update.message import Attempt, in_words
 from nixfleet.update.worktree import Worktree
 from nixfleet_agent.commands import CommandError, run, tail
 
+PROMPT_MAX: Final = 60_000
+"""Bytes of a build's log in the prompt: Linux takes 131,072 in one argument."""
 _KEPT: Final = ("PATH", "HOME", "TERM", "LANG")
 
 
@@ -38,7 +41,14 @@ class Mender:
     async def mend(self, failed: Built, number: int) -> Attempt:
         """One try. `ok` says that there is something to build; the worktree is as it was before where there is not."""
         before, refs = await self.worktree.head(), await self.worktree.references()
+        link, settings = self.worktree.link(), self.worktree.settings()
         problem = await self._ask(failed)
+        if self.worktree.link() != link:
+            self.worktree.mend_link(link)
+            problem = "it touched .git"
+        elif self.worktree.settings() != settings:
+            problem = "git's own settings or hooks of the repository are not what they were; look at them"
+        await self.worktree.stage()
         changed = await self.worktree.changed()
         problem = problem or await self._objection(before, refs, changed)
         if problem:
@@ -64,12 +74,13 @@ class Mender:
         return "" if done.ok else f"{settings.command} ended with status {done.exit_code}: {tail(done.stderr, 300)}"
 
     def _prompt(self, failed: Built) -> str:
+        log = tail(failed.tail.encode(), PROMPT_MAX).replace("\0", "")
         moved = "\n".join(f"  {in_words(move)}" for move in self.moves)
         return (
             f"The NixOS or nix-darwin system of host {failed.system.host} (flake attribute {failed.system.attribute}) "
             f"no longer builds after these inputs of the flake moved:\n{moved}\n\n"
             "Change the files of this repository so that it builds again. Do not touch flake.lock or .git, do not "
-            f"commit, do not remove a host.\n\nThe end of the build's output:\n{failed.tail}\n"
+            f"commit, do not remove a host.\n\nThe end of the build's output:\n{log}\n"
         )
 
     def _environment(self) -> dict[str, str]:
@@ -88,7 +99,10 @@ class Mender:
         outside = [name for name in changed if not self._is_allowed(name)]
         if outside:
             return f"it changed what it may not: {', '.join(outside[:5])}"
-        left = {system.host for system in await self.flake.systems(())}
+        try:
+            left = {system.host for system in await self.flake.systems(())}
+        except FlakeError as error:
+            return f"the flake has no systems then: {error}"
         gone = sorted({system.host for system in self.hosts} - left)
         return f"it removed {', '.join(gone)} from the flake" if gone else ""
 

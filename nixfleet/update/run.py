@@ -15,13 +15,13 @@ import httpx
 from nixfleet.errors import StoppedError
 from nixfleet.update import gauges
 from nixfleet.update.builds import Builder, Display
-from nixfleet.update.errors import FlakeError, GitError, MovedError, UpdateError
+from nixfleet.update.errors import DiskError, FlakeError, GitError, MovedError, UpdateError
 from nixfleet.update.flake import Built, Flake, System, differences
 from nixfleet.update.forge import forge_at
 from nixfleet.update.instance import Instance
-from nixfleet.update.locks import moves
+from nixfleet.update.locks import Move, moves
 from nixfleet.update.message import Attempt, Findings, commit_message, fix_message, pull_request
-from nixfleet.update.notices import Notice, tell
+from nixfleet.update.notices import Notice, notice_of, tell
 from nixfleet.update.outcome import Kind, Outcome
 from nixfleet.update.repair import Mender
 from nixfleet.update.worktree import Repository, Worktree, open_repository
@@ -57,14 +57,18 @@ class Run:
             UpdateError: git, nix or the forge would not; told to whoever is to know as well.
         """
         began = self.now()
-        repository = await open_repository(self.instance.repo_path)
-        with repository.locked():
-            try:
+        try:
+            repository = await open_repository(self.instance.repo_path)
+            with repository.locked():
                 outcome = await self._until_main_stands(repository)
-            except UpdateError as error:
-                await self._tell(_trouble(self.instance, str(error)))
-                raise
-            return await self._report(outcome, began)
+        except (UpdateError, OSError) as error:
+            told = error if isinstance(error, UpdateError) else DiskError.of(error)
+            stopped = Outcome(
+                instance=self.instance.name, kind=Kind.STOPPED, findings=Findings(moves=()), notes=(str(told),)
+            )
+            await self._report(stopped, began)
+            raise told from error
+        return await self._report(outcome, began)
 
     async def _until_main_stands(self, repository: Repository) -> Outcome:
         for _ in range(MOVES_MAX):
@@ -83,27 +87,43 @@ class Run:
             before = flake.lock()
             self.say("updating inputs")
             await flake.update(instance.flake_inputs)
-            moved = moves(before, flake.lock() or b'{"nodes": {"root": {}}, "root": "root"}')
+            moved = _moved(before, flake.lock())
             outcome = Outcome(instance=instance.name, kind=Kind.UNCHANGED, findings=Findings(moves=moved), base=base)
             if moved:
                 outcome = await self._with_moved_inputs(tree, flake, outcome)
-            return await self._close_stale(tree, outcome)
+            try:
+                return await self._close_stale(tree, outcome)
+            except UpdateError as error:  # what was merged or pushed by now stays so
+                return attrs.evolve(outcome, notes=(*outcome.notes, f"stale branches: {error}"))
 
     async def _with_moved_inputs(self, tree: Worktree, flake: Flake, outcome: Outcome) -> Outcome:
-        systems = await flake.systems(self.instance.build_systems)
+        systems, wrong = await self._systems(flake, outcome.base)
         if not systems:
             raise FlakeError(what="building", said="the flake has neither nixosConfigurations nor darwinConfigurations")
-        self.say(f"building {len(systems)} systems")
         builder = self.builder(flake)
-        built = await builder.build(systems, self.display)
+        built = [Built(system=system, path=None, seconds=0.0, tail=wrong) for system in systems]
+        if not wrong:
+            self.say(f"building {len(systems)} systems")
+            built = await builder.build(systems, self.display)
         findings = attrs.evolve(outcome.findings, built=tuple(built))
         findings = attrs.evolve(findings, closures=await self._closures(flake, outcome.base, built))
         commit = await tree.commit(commit_message(findings), [flake.lock_name])
         if findings.failed and self.instance.auto_fix is not None:
-            findings = await self._mend(tree, flake, builder, systems, findings)
+            hosts = await flake.systems((), commit=outcome.base)
+            mender = Mender(
+                settings=self.instance.auto_fix, worktree=tree, flake=flake, moves=findings.moves, hosts=hosts
+            )
+            findings = await self._mend(mender, builder, systems, findings)
             commit = await tree.head()
         outcome = attrs.evolve(outcome, findings=findings, commit=commit)
         return await self._publish(tree, outcome)
+
+    async def _systems(self, flake: Flake, base: str) -> tuple[tuple[System, ...], str]:
+        """What is to be built. When the inputs broke the whole flake: what there was before, and what is wrong now."""
+        try:
+            return await flake.systems(self.instance.build_systems), ""
+        except FlakeError as error:
+            return await flake.systems(self.instance.build_systems, commit=base), str(error)
 
     async def _closures(self, flake: Flake, base: str, built: Sequence[Built]) -> dict[str, tuple[str, ...]]:
         """What changes on each host, as far as the system of before can be had: it was built when it was merged."""
@@ -113,29 +133,28 @@ class Run:
                 continue
             old, _ = await flake.build(each.system, commit=base, within_s=self.instance.build_timeout)
             if old is not None:
-                changes[each.system.host] = await differences(old, each.path)
+                changes[each.system.host] = await _differences(old, each.path)
         return changes
 
     # Mending
 
-    async def _mend(
-        self, tree: Worktree, flake: Flake, builder: Builder, systems: Sequence[System], findings: Findings
-    ) -> Findings:
-        settings = self.instance.auto_fix
-        assert settings is not None
-        mender = Mender(
-            settings=settings, worktree=tree, flake=flake, moves=findings.moves, hosts=tuple(await flake.systems(()))
-        )
+    async def _mend(self, mender: Mender, builder: Builder, systems: Sequence[System], findings: Findings) -> Findings:
         attempts: list[Attempt] = []
         for failed in findings.failed:
-            if not await self._mend_one(mender, builder, failed, attempts):
-                return attrs.evolve(findings, attempts=tuple(attempts))
+            # What mended one host may have mended this one too.
+            [last] = await builder.build([failed.system], self.display) if attempts else [failed]
+            if not last.ok:
+                last = await self._mend_one(mender, builder, last, attempts)
+            known = (last if built.system == last.system else built for built in findings.built)
+            findings = attrs.evolve(findings, built=tuple(known), attempts=tuple(attempts))
+            if not last.ok:
+                return findings
         self.say("every host was mended; building all of them once more")
         built = await builder.build(systems, self.display)
-        return attrs.evolve(findings, built=tuple(built), attempts=tuple(attempts))
+        return attrs.evolve(findings, built=tuple(built))
 
-    async def _mend_one(self, mender: Mender, builder: Builder, failed: Built, attempts: list[Attempt]) -> bool:
-        """Try until it builds; what did not help is taken back."""
+    async def _mend_one(self, mender: Mender, builder: Builder, failed: Built, attempts: list[Attempt]) -> Built:
+        """Try until it builds; what did not help is taken back. The last build of all."""
         for number in range(1, mender.settings.max_attempts + 1):
             before = await mender.worktree.head()
             self.say(f"{mender.settings.command}: try {number} to mend {failed.system.host}")
@@ -145,12 +164,12 @@ class Run:
                 if again.ok:
                     attempts.append(attrs.evolve(attempt, why="it builds now"))
                     await mender.worktree.commit(fix_message(attempt), attempt.changed)
-                    return True
+                    return again
                 failed = again
                 attempt = attrs.evolve(attempt, ok=False, why="it still does not build")
                 await mender.worktree.reset(before)
             attempts.append(attempt)
-        return False
+        return failed
 
     # What becomes of it
 
@@ -229,6 +248,8 @@ class Run:
     # Who is told
 
     async def _report(self, outcome: Outcome, began: float) -> Outcome:
+        if self.instance.dry_run:
+            return outcome
         notes = [*outcome.notes, *await self._tell(notice_of(outcome))]
         ended = self.now()
         text = gauges.exposition(outcome, ended, ended - began)
@@ -242,10 +263,24 @@ class Run:
             await gauges.push(self.instance.pushgateway, self.instance.name, text)
 
     async def _tell(self, notice: Notice) -> list[str]:
-        problems = [] if self.instance.dry_run else await tell(self.instance.notify, notice)
+        problems = await tell(self.instance.notify, notice)
         for problem in problems:
             self.say(f"not told: {problem}")
         return problems
+
+
+def _moved(before: bytes | None, after: bytes | None) -> tuple[Move, ...]:
+    try:
+        return moves(before, after or b'{"nodes": {"root": {}}, "root": "root"}')
+    except ValueError as error:
+        raise FlakeError(what="reading flake.lock", said=str(error)) from error
+
+
+async def _differences(before: str, after: str) -> tuple[str, ...]:
+    try:
+        return await differences(before, after)
+    except FlakeError as error:  # a comparison is not worth an update
+        return (f"not compared: {error}",)
 
 
 async def _noted(what: str, work: Awaitable[None]) -> list[str]:
@@ -254,36 +289,3 @@ async def _noted(what: str, work: Awaitable[None]) -> list[str]:
     except (OSError, StoppedError, httpx.HTTPError) as error:
         return [f"{what}: {error}"]
     return []
-
-
-def notice_of(outcome: Outcome) -> Notice:
-    """What people are told of a run that went to its end."""
-    findings, name = outcome.findings, outcome.instance
-    moved = f"{len(findings.moves)} inputs moved"
-    match outcome.kind:
-        case Kind.UNCHANGED:
-            return Notice(title=f"{name}: nothing to update", text="No input has moved.", urgency=1, tags=("zzz",))
-        case Kind.BROKEN:
-            hosts = ", ".join(built.system.host for built in findings.failed)
-            text = f"{moved}. These do not build: {hosts}.\n\n{findings.failed[0].tail[-1500:]}"
-            return Notice(
-                title=f"{name}: {len(findings.failed)} of {len(findings.built)} systems do not build",
-                text=text,
-                urgency=4,
-                tags=("rotating_light",),
-                todo=True,
-                link=outcome.pull_request,
-            )
-        case Kind.MERGED:
-            text = f"{moved}; all {len(findings.built)} systems build. Merged into {outcome.branch}."
-            return Notice(title=f"{name}: updated", text=text, urgency=2, tags=("white_check_mark",))
-        case Kind.PUSHED | Kind.PREPARED:
-            text = f"{moved}; all {len(findings.built)} systems build. {outcome.branch or 'Nothing'} waits for review."
-            link = outcome.pull_request
-            return Notice(title=f"{name}: an update to review", text=text, urgency=3, tags=("eyes",), link=link)
-
-
-def _trouble(instance: Instance, said: str) -> Notice:
-    return Notice(
-        title=f"{instance.name}: the update could not run", text=said, urgency=4, tags=("warning",), todo=True
-    )

@@ -28,6 +28,11 @@ _HOME: Final = "nixfleet-update"
 """Below the repository's git directory: the lock, worktrees and the logs of the last run."""
 
 _AUTHOR: Final = "nixfleet-update"
+_ELSEWHERE: Final = (
+    "GIT_DIR", "GIT_WORK_TREE", "GIT_COMMON_DIR", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_PREFIX",
+    "GIT_ALTERNATE_OBJECT_DIRECTORIES", "GIT_NAMESPACE",
+)  # fmt: skip
+"""Variables that a hook is given, and that would lead git into another repository than the named one."""
 _QUIET: Final = {"GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C", "GIT_OPTIONAL_LOCKS": "0"}
 _OPTIONS: Final = ("-c", "core.hooksPath=/dev/null", "-c", "commit.gpgSign=false", "-c", "gc.auto=0")
 
@@ -106,7 +111,10 @@ class Repository:
         left = sorted((self.home / "worktrees").glob("*"))
         for path in left:
             await self._remove(path)
-        await git(self.path, "worktree", "prune")
+        # Not `git worktree prune`: it would forget the user's own worktrees too that are on a disk not mounted now.
+        for entry in (self.git_dir / "worktrees").glob("*/gitdir"):
+            if Path(entry.read_text().strip()).is_relative_to(self.home / "worktrees"):
+                shutil.rmtree(entry.parent)
         return left
 
     async def _remove(self, path: Path) -> None:
@@ -130,6 +138,10 @@ class Worktree:
         """Every branch and tag of the repository, with where it is."""
         return await git(self.path, "for-each-ref")
 
+    async def stage(self) -> None:
+        """Let git know of every file there is: Nix sees no other."""
+        await git(self.path, "add", "--all")
+
     async def changed(self) -> tuple[str, ...]:
         """Every file that differs from HEAD, new ones included."""
         said = await git(self.path, "status", "--porcelain=v1", "-z", "--untracked-files=all", "--no-renames")
@@ -152,6 +164,25 @@ class Worktree:
             await git(self.path, "var", "GIT_COMMITTER_IDENT")
             return ()
         return ("-c", f"user.name={_AUTHOR}", "-c", f"user.email={_AUTHOR}@localhost")
+
+    def link(self) -> bytes:
+        """What `.git` says, which in a worktree is a file that leads to the repository; empty when it is none."""
+        path = self.path / ".git"
+        return path.read_bytes() if path.is_file() and not path.is_symlink() else b""
+
+    def mend_link(self, link: bytes) -> None:
+        """Put `.git` back as it was."""
+        path = self.path / ".git"
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
+        path.write_bytes(link)
+
+    def settings(self) -> dict[Path, bytes]:
+        """Files that tell git what to do in this repository, with what they say."""
+        shared = self.repository.git_dir
+        places = (shared / "config", *shared.glob("hooks/*"), *shared.glob("info/*"))
+        return {path: path.read_bytes() for path in places if path.is_file()}
 
     async def reset(self, commit: str) -> None:
         """Go back to `commit` and forget every change since."""
@@ -199,7 +230,8 @@ async def git(where: Path, *words: str, stdin: bytes = b"", within_s: float = LO
     """
     argv = ["git", "-C", str(where), *_OPTIONS, *words]
     try:
-        done = await run(argv, timeout_s=within_s, env={**os.environ, **_QUIET}, stdin=stdin, keep=16 * 1024 * 1024)
+        here = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
+        done = await run(argv, timeout_s=within_s, env={**here, **_QUIET}, stdin=stdin, keep=16 * 1024 * 1024)
     except CommandError as error:
         raise GitError(words=words, said=str(error)) from error
     if not done.ok:

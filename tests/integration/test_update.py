@@ -8,40 +8,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.updatelab import Receiver, UpdateLab, receiver
+from tests.updatelab import Receiver, UpdateLab, fixer, forge, instances, receiver
 
 
 @pytest.fixture
-def lab(tmp_path: Path) -> UpdateLab:
-    return UpdateLab.at(tmp_path)
+def lab(tmp_path: Path) -> Iterator[UpdateLab]:
+    lab = UpdateLab.at(tmp_path)
+    yield lab
+    lab.stop_orphans()
 
 
 @pytest.fixture
 def hub() -> Iterator[Receiver]:
     with receiver() as state:
         yield state
-
-
-def instances(lab: UpdateLab, text: str) -> tuple[str, str]:
-    path = lab.root / "update.toml"
-    path.write_text(f'[nightly]\nrepo-path = "{lab.fleet}"\n{text}')
-    return "--instances", str(path)
-
-
-def forge(lab: UpdateLab, hub: Receiver, kind: str = "gitea") -> str:
-    token = lab.root / "token"
-    token.write_text("s3cret\n")
-    return (
-        f'[nightly.forge]\nkind = "{kind}"\nurl = "{hub.url}/api/v1"\nrepository = "us/fleet"\ntoken-file = "{token}"\n'
-    )
-
-
-def fixer(lab: UpdateLab, script: str) -> str:
-    """A command that mends, as a table of the instance."""
-    path = lab.root / "mend"
-    path.write_text(f"#!/bin/sh\nprompt=$2\n{script}\n")
-    path.chmod(0o755)
-    return f'[nightly.auto-fix]\ncommand = "{path}"\n'
 
 
 def test_what_builds_everywhere_is_merged_and_the_commit_says_what_moved(lab: UpdateLab) -> None:

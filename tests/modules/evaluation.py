@@ -151,7 +151,7 @@ def evaluate_darwin(
     return DarwinEvaluated(**common, daemons=seen["daemons"], activation=seen["activation"])
 
 
-def option_docs(world: str, modules: Sequence[Path], *, prefix: str = "services.nixfleet") -> Sequence[Option]:
+def option_docs(world: str, modules: Sequence[Path], *, prefix: str = "services.nix") -> Sequence[Option]:
     """Every visible option of `modules` whose name begins with `prefix`, in the world `nixos` or `darwin`, by name.
 
     Always by our own lib, as nixpkgs puts the same types into other words from one release to the next.

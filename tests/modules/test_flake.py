@@ -106,7 +106,7 @@ def flat(tree: Any) -> Sequence[str]:
 @pytest.mark.parametrize(
     ("output", "expected"),
     [
-        ("nixosModules", {"default", "nixfleet-agent", "nixfleet-control-plane"}),
+        ("nixosModules", {"default", "nixfleet-agent", "nixfleet-control-plane", "nix-flake-updater"}),
         ("darwinModules", {"default", "nixfleet-agent"}),
     ],
 )
