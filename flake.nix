@@ -30,6 +30,7 @@
         nixfleet-control-plane = ./nixos/nixfleet-control-plane.nix;
         # Not in the default: it has the options of the stock client's module, which a host may have as well.
         gradient-deploy = ./nixos/gradient-deploy.nix;
+        nix-flake-updater = ./nixos/flake-updater.nix;
       };
 
       darwinModules = lib.mapAttrs (_: module) {

@@ -164,10 +164,11 @@ CONTROL_PLANE: Final = Manual(
 OPERATOR: Final = Manual(
     program="nixfleet",
     section=1,
-    purpose="keys, releases, views and audits of a fleet of Nix hosts",
+    purpose="keys, updates, releases, views and audits of a fleet of Nix hosts",
     description=(
-        "The tool of operators and of CI. It makes keys, signs and publishes what a fleet is to run, mints enrolment"
-        " tokens, shows where every host stands, and proves afterwards from public keys alone what hosts did.",
+        "The tool of operators and of CI. It makes keys, moves a flake's inputs and merges what builds, signs and"
+        " publishes what a fleet is to run, mints enrolment tokens, shows where every host stands, and proves"
+        " afterwards from public keys alone what hosts did.",
         "Views ask the control plane with an operator's certificate; keys, releases and audits need no network. A flag"
         " beats its environment variable, which beats the configuration file.",
     ),
@@ -181,12 +182,24 @@ OPERATOR: Final = Manual(
     ),
     exits=(
         ("0", "Done."),
-        ("1", "It could not be done, or was refused; an audit found something that does not hold."),
+        (
+            "1",
+            "It could not be done, or was refused; an audit found something that does not hold. `update`: a system"
+            " does not build.",
+        ),
         ("2", "Asked or configured wrongly."),
-        ("3", "`audit verify`: everything holds, but some switch rests on no signature."),
+        (
+            "3",
+            "`audit verify`: everything holds, but some switch rests on no signature. `update`: git, Nix, the"
+            " forge, the disk or the network would not.",
+        ),
+        ("4", "`update`: another one of the same repository is running."),
         ("130", "Interrupted."),
     ),
     examples=(
+        "Move the inputs of a flake, build every host, merge only what builds:",
+        "    $ nixfleet update --repo-path /srv/fleet --dry-run\n"
+        "    $ nixfleet update --repo-path /srv/fleet --auto-merge",
         "Release what a description says, and watch it go out:",
         "    $ nixfleet release fleet.toml --dry-run\n"
         "    $ nixfleet release fleet.toml --ci-key ci-release.pem --releases-dir releases --trust-file trust.json\n"

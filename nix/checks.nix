@@ -24,6 +24,7 @@ let
       tlsKey = "/var/lib/keys/control-plane-key.pem";
       artifacts = "/srv/releases";
     };
+    services.nix-flake-updater.nightly.repoPath = "/srv/fleet";
   };
   follower = pkgs.nixos {
     imports = [ ../nixos/gradient-deploy.nix ];
@@ -51,6 +52,7 @@ in
   modules = pkgs.runCommand "nixfleet-modules" { nativeBuildInputs = [ pkgs.systemd ]; } ''
     systemd-analyze verify --man=no \
       ${unitOf nixos "nixfleet-agent.service"} ${unitOf nixos "nixfleet-control-plane.service"} \
+      ${unitOf nixos "nix-flake-updater-nightly.service"} ${unitOf nixos "nix-flake-updater-nightly.timer"} \
       ${unitOf follower "gradient-deploy.service"} ${unitOf follower "gradient-deploy.timer"} 2>&1 | tee "$out"
   '';
   fleet = pkgs.testers.runNixOSTest ./vm-test.nix;

@@ -21,6 +21,9 @@ COMMANDS: Final = {
     "release": LazyCommand(
         where="nixfleet.commands.release:release", summary="Resolve, sign and publish what the fleet is to run."
     ),
+    "update": LazyCommand(
+        where="nixfleet.commands.update:update", summary="Move a flake's inputs, build every host, merge what builds."
+    ),
     "revoke": LazyCommand(
         where="nixfleet.commands.revoke:revoke", summary="Revoke a host's certificates, by a signed list."
     ),

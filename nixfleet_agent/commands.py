@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import attrs
@@ -85,11 +85,13 @@ async def run(
     cwd: str | None = None,
     keep: int = KEEP_BYTES,
     grace_s: float = GRACE_S,
+    heard: Callable[[bytes], None] | None = None,
 ) -> Completed:
     """Run `argv` to its end or for at most `timeout_s` seconds, then kill what is left of its process group.
 
-    `env` None means this process's own. `keep` bounds each output in bytes. Children that `argv` leaves behind in
-    its group are killed even when it ended well; a program meant to outlive its caller starts a session of its own.
+    `env` None means this process's own. `heard` is shown standard error as it comes. `keep` bounds each output, in
+    bytes. Children that `argv` leaves behind in its group are killed even when it ended well; a program meant to
+    outlive its caller starts a session of its own.
 
     Raises `CommandError` when the program cannot be started.
     """
@@ -101,7 +103,7 @@ async def run(
             if child.stdin is not None:
                 io.start_soon(_feed, child.stdin, stdin)
             io.start_soon(_keep_first, child.stdout, stdout, keep)
-            io.start_soon(_keep_last, child.stderr, stderr, keep)
+            io.start_soon(_keep_last, child.stderr, stderr, keep, heard)
             with trio.move_on_after(timeout_s):
                 await child.exited()
                 finished = True
@@ -214,8 +216,12 @@ async def _keep_first(stream: trio.abc.ReceiveStream, kept: bytearray, limit: in
         kept += chunk[: max(0, limit - len(kept))]
 
 
-async def _keep_last(stream: trio.abc.ReceiveStream, kept: bytearray, limit: int) -> None:
+async def _keep_last(
+    stream: trio.abc.ReceiveStream, kept: bytearray, limit: int, heard: Callable[[bytes], None] | None
+) -> None:
     while chunk := await stream.receive_some(KEEP_BYTES):
         kept += chunk
+        if heard is not None:
+            heard(bytes(chunk))
         if len(kept) > 2 * limit:
             del kept[: len(kept) - limit]

@@ -79,6 +79,9 @@ Nonsense = tuple[str, ...] | Files | Free
 NONSENSE: Final[dict[str, Nonsense]] = {
     "algorithm": ("rsa", "", "ED25519"),
     "artifact": Files(names=FILE),
+    "branch_prefix": ("", "-x", "a b", "..", "x" * 300),
+    "build_systems": ("", "a b", 'a"b', "a/b", "$x", "x" * 300),
+    "build_timeout": DURATIONS,
     "ca_algorithm": ("rsa", "", "P-521"),
     "ca_cert": Files(names=FILE),
     "ca_days": (*NUMBERS, "0"),
@@ -87,6 +90,7 @@ NONSENSE: Final[dict[str, Nonsense]] = {
     "ci_key": Files(names=PRIVATE_KEY).but("ecdsa"),
     "client_cert": Files(names=FILE),
     "client_key": Files(names=FILE),
+    "close_stale_after": DURATIONS,
     "closure": ("", "short", "../x", "/etc/passwd"),
     "closures": ("web1", "=", "web1=", "=x", "web1=short", "nobody=" + "0" * 32 + "-x"),
     "commit": ("", "main", "../x", "xyz", "-1"),
@@ -96,15 +100,23 @@ NONSENSE: Final[dict[str, Nonsense]] = {
     "directory": Files(names=(*PLACE, "not-empty")),
     "file": Files(names=FILE).but("list.json", "wrong-types.json"),
     "fingerprint": ("", "short", "SHA256:abc", "\n"),
+    "flake_inputs": ("", "a b", "-x", "../x", "a//b", "x\n"),
+    "flake_path": ("/etc", "..", "a/../../b"),
     "freshness_window_secs": NUMBERS,
+    "git_remote": ("", "-x", "a b", "ext::sh", "x" * 300),
     "host": HOSTS,
     "host_key": Files(names=FILE).but("ed25519-public"),
     "hostname": HOSTS,
     "hosts": HOSTS,
+    "instances": Files(names=FILE),
     "interval": DURATIONS,
+    "jobs": (*NUMBERS, "0"),
     "kind": ("neither", "", "FLEET"),
     "limit": NUMBERS,
+    "main_branch": ("", "-x", "a b", "a..b", "x.lock", "flake-update-x"),
+    "metrics_file": Files(names=("below-a-file", "dangling", "directory", "pipe", "socket", "endless", "null", "loop")),
     "minted_by": Free(),
+    "names": ("", "nobody", "../x", "-", "x" * 300),
     "new_key": Files(names=("directory", "garbage", "pipe", "socket", "endless", "null", "loop", "below-a-file")),
     "nonces_file": Files(names=FILE).but("absent", "dangling", "loop"),
     "not_before": INSTANTS,
@@ -116,6 +128,7 @@ NONSENSE: Final[dict[str, Nonsense]] = {
     "paths": Files(names=FILE),
     "pubkey": Files(names=FILE).but("ed25519-public"),
     "reason": Free(),
+    "repo_path": Files(names=(*PLACE, "absent", "dangling")),
     "reject_before": INSTANTS,
     "releases_dir": Files(names=PLACE),
     "remark": Free(),
@@ -179,6 +192,7 @@ class Desk:
             ("mint-token",): {**sign, "hostname": "web1", "pubkey": self.cabinet.path("ed25519-public"),
                               "org_root_key": str(keys / "org-root.pem")},
             ("release",): {**sign, "description": str(self.root / "fleet.toml")},
+            ("update",): {"instances": str(self.root / "update.toml")},
             ("revoke",): {**sign, "host": "web1"},
             ("status",): there,
             ("hosts",): there,
@@ -237,6 +251,7 @@ def desk() -> Iterator[Desk]:
         (root / "releases").mkdir()
         (root / "config.toml").write_text("")
         (root / "fleet.toml").write_text(EXAMPLE)
+        (root / "update.toml").write_text(f'[nightly]\nrepo-path = "{root}"\n')
         yield Desk(root=root, cabinet=Cabinet.stocked(root / "cabinet"))
     finally:
         shutil.rmtree(root)

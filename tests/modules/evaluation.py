@@ -153,7 +153,7 @@ def evaluate_darwin(
     return DarwinEvaluated(**common, daemons=seen["daemons"], activation=seen["activation"])
 
 
-OURS: Final = ("services.nixfleet", "system.gradient-deploy")
+OURS: Final = ("services.nix", "system.gradient-deploy")
 """How the names of our options begin."""
 
 

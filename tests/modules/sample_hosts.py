@@ -196,3 +196,60 @@ CONTROL_PLANE_OF_A_MOVE: Final = """
 }
 """
 """It serves hosts of the first generation as well."""
+
+FLAKE_UPDATER: Final = """
+{
+  services.nix-flake-updater.nightly.repoPath = "/srv/fleet";
+}
+"""
+
+FLAKE_UPDATER_WITH_EVERYTHING: Final = """
+{ pkgs, ... }:
+{
+  networking.proxy.envVars.https_proxy = "http://proxy.example.org:3128";
+  services.nix-flake-updater.off = { enable = false; repoPath = "nowhere"; };
+  services.nix-flake-updater.by-hand = { repoPath = "/etc/nixos"; schedule = null; user = "root"; };
+  services.nix-flake-updater.biweekly = {
+    path = [ pkgs.jq ];
+    repoPath = "/srv/a \\"fleet\\" with ${"$"}{blanks}";
+    flakePath = "systems";
+    flakeInputs = [ "nixpkgs" "home-manager" ];
+    buildSystems = [ "web1" "mac1" ];
+    gitRemote = "upstream";
+    mainBranch = "trunk";
+    branchPrefix = "updates/";
+    autoMerge = true;
+    push = true;
+    dryRun = true;
+    jobs = 4;
+    buildTimeout = "90m";
+    closeStaleAfter = "14d";
+    schedule = [ "*-*-1,15 03:00" "Sun 04:00" ];
+    randomizedDelaySec = "1h";
+    user = "ci";
+    autoFix = {
+      enable = true;
+      command = "/opt/mend";
+      extraArgs = [ "--model" "large one" ];
+      maxAttempts = 2;
+      envFile = "/run/secrets/mend.env";
+      fixPaths = [ "hosts" "modules/own" ];
+      timeout = "10m";
+    };
+    ntfyServer = "https://ntfy.example.org";
+    ntfyTopic = "fleet";
+    ntfyTokenFile = "/run/secrets/ntfy";
+    appriseUrlsFile = "/run/secrets/apprise";
+    inboxOrg = "/home/ci/org/inbox.org";
+    forge = {
+      kind = "gitea";
+      url = "https://git.example.org/api/v1";
+      repository = "us/fleet";
+      tokenFile = "/run/secrets/gitea";
+    };
+    metricsFile = "/var/lib/node-exporter/flake-update.prom";
+    pushgateway = "http://pushgateway.example.org:9091";
+  };
+}
+"""
+"""Every option of an instance is set, to something that is not its default; two more are off and by hand."""

@@ -106,7 +106,10 @@ def flat(tree: Any) -> Sequence[str]:
 @pytest.mark.parametrize(
     ("output", "expected"),
     [
-        ("nixosModules", {"default", "gradient-deploy", "nixfleet-agent", "nixfleet-control-plane"}),
+        (
+            "nixosModules",
+            {"default", "gradient-deploy", "nix-flake-updater", "nixfleet-agent", "nixfleet-control-plane"},
+        ),
         ("darwinModules", {"default", "nixfleet-agent"}),
     ],
 )

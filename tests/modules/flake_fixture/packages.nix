@@ -12,6 +12,7 @@ let
 
   # By hand, as nixpkgs has them: a new dependency is looked up there, or gets a file below nix/python.
   pythonNames = [
+    "apprise"
     "attrs"
     "cattrs"
     "click"
