@@ -55,15 +55,16 @@ class LocalBuilder:
 
     def __init__(self, flake: Flake, *, jobs: int, within_s: float, logs: Path) -> None:
         self._flake, self._within_s, self._logs = flake, within_s, logs
-        self._limit = trio.CapacityLimiter(jobs)
+        self._jobs = jobs
 
     async def build(self, systems: Sequence[System], display: Display) -> list[Built]:
-        """Build them all, some at a time."""
+        """Build them all, some at a time, in their order."""
         results: dict[System, Built] = {}
         troubles: list[UpdateError] = []
+        waiting = iter(systems)
 
-        async def one(system: System) -> None:
-            async with self._limit:
+        async def in_turn() -> None:
+            for system in waiting:
                 display.begun(system)
                 try:
                     results[system] = await self._one(system, display)
@@ -74,8 +75,8 @@ class LocalBuilder:
                     display.ended(results[system])
 
         async with trio.open_nursery() as nursery:
-            for system in systems:
-                nursery.start_soon(one, system)
+            for _ in range(self._jobs):
+                nursery.start_soon(in_turn)
         if troubles:
             raise troubles[0]
         return [results[system] for system in systems]
