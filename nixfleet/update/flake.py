@@ -6,7 +6,6 @@ evaluated impurely but the list of systems, which asks the flake for names and n
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import urllib.parse
@@ -17,6 +16,7 @@ from typing import Final
 import attrs
 
 from nixfleet.update.errors import FlakeError
+from nixfleet.update.worktree import environment_here
 from nixfleet_agent.commands import CommandError, Completed, run, tail
 
 UPDATE_S: Final = 1800.0
@@ -193,7 +193,7 @@ async def nix(
         return await run(
             argv,
             timeout_s=within_s,
-            env={**os.environ, "NO_COLOR": "1"},
+            env={**environment_here(), "NO_COLOR": "1"},
             cwd=None if where is None else str(where),
             keep=8 * 1024 * 1024,
             heard=heard,

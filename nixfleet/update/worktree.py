@@ -230,14 +230,20 @@ async def git(where: Path, *words: str, stdin: bytes = b"", within_s: float = LO
     """
     argv = ["git", "-C", str(where), *_OPTIONS, *words]
     try:
-        here = {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
-        done = await run(argv, timeout_s=within_s, env={**here, **_QUIET}, stdin=stdin, keep=16 * 1024 * 1024)
+        done = await run(
+            argv, timeout_s=within_s, env={**environment_here(), **_QUIET}, stdin=stdin, keep=16 * 1024 * 1024
+        )
     except CommandError as error:
         raise GitError(words=words, said=str(error)) from error
     if not done.ok:
         said = f"no answer within {within_s:g} s" if done.timed_out else _said(done.stderr)
         raise GitError(words=words, said=said)
     return done.stdout.decode("utf-8", "surrogateescape").rstrip("\n")
+
+
+def environment_here() -> dict[str, str]:
+    """This process's environment without what would lead git, or a nix that asks git, into another repository."""
+    return {name: value for name, value in os.environ.items() if name not in _ELSEWHERE}
 
 
 def _said(stderr: bytes) -> str:

@@ -138,6 +138,7 @@ NONSENSE: Final[dict[str, Nonsense]] = {
     "server_names": ("", "a b", "-", "x" * 300, "1.2.3.4.5/33"),
     "shell": ("tcsh", "", "Bash"),
     "signature": Files(names=FILE),
+    "tags": Free(),
     "trust_file": Files(names=FILE),
     "validity": DURATIONS,
 }
