@@ -94,6 +94,8 @@ def _with_atheris(session: Session) -> None:
     # The processor time and the memory of an input are measured here; libFuzzer's own limits are for what hangs.
     arguments = ["fuzz", str(corpus), f"-max_total_time={max(1, round(session.seconds))}", f"-max_len={longest}"]
     arguments += [f"-artifact_prefix={session.work}/", "-timeout=60", "-rss_limit_mb=0", "-verbosity=0"]
+    if os.environ.get("CI"):  # a red run can be repeated; `make fuzz` elsewhere goes another way each time
+        arguments.append("-seed=1")
     atheris.Setup(arguments, session.judge, **({"custom_mutator": mutate} if session.target.is_json else {}))
     atheris.Fuzz()
 
