@@ -11,7 +11,7 @@ from typing import ClassVar, Final
 import attrs
 
 from evidence import documents
-from evidence.canonical import parse
+from evidence.canonical import CanonicalError, parse
 from evidence.errors import EvidenceError
 from evidence.regular_files import read_start
 from evidence.signature import Algorithm, PublicKey
@@ -64,14 +64,14 @@ class TrustRoots:
 
 @attrs.frozen(kw_only=True)
 class TrustFileError(EvidenceError):
-    """The trust file cannot be read."""
+    """The trust file cannot be read, or is not what it should be: half-written, perhaps."""
 
     reason: ClassVar[Reason] = Reason.NO_TRUST_ROOTS
     path: Path
     problem: str
 
     def __str__(self) -> str:
-        return f"the trust file {self.path} cannot be read ({self.problem}); --trust-file names it"
+        return f"the trust file {self.path} cannot be used ({self.problem}); --trust-file names it"
 
 
 @attrs.frozen(kw_only=True)
@@ -103,14 +103,15 @@ def load_trust(path: Path) -> TrustRoots:
     """Read a trust file.
 
     Raises:
-        TrustFileError: the file is missing or the operating system refuses to read it.
-        EvidenceError: as `parse_trust`.
+        TrustFileError: the file is missing, cannot be read, or is not the JSON it should be.
+        TrustVersionError: as `parse_trust`.
     """
     try:
-        data = read_start(path, TRUST_FILE_LIMIT)
+        return parse_trust(read_start(path, TRUST_FILE_LIMIT))
     except OSError as error:
         raise TrustFileError(path=path, problem=(error.strerror or str(error)).lower()) from error
-    return parse_trust(data)
+    except (CanonicalError, documents.ShapeError) as error:
+        raise TrustFileError(path=path, problem=str(error)) from error
 
 
 def accepted_keys(slot: KeySlot, now_ms: WallMs) -> tuple[TrustedKey, ...]:

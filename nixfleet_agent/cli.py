@@ -16,7 +16,7 @@ from nixfleet_agent import __version__
 from nixfleet_agent.config import SECONDS_MAX, merge
 from nixfleet_agent.errors import EXIT_RUNTIME, AgentError
 from nixfleet_agent.launch import complain, launch
-from nixfleet_agent.options import BY_NAME, OPTIONS, SEPARATORS, Kind, Option, Raw, from_environment
+from nixfleet_agent.options import BY_FLAG, BY_NAME, OPTIONS, SEPARATORS, Kind, Option, Raw, from_environment
 
 if TYPE_CHECKING:
     from nixfleet_agent import terminal
@@ -98,7 +98,11 @@ def run(words: Sequence[str] | None = None) -> int:
         context = error.ctx if isinstance(error, click.UsageError) else None
         hint = f" (see `{context.command_path} --help`)" if context is not None else ""
         message = " ".join(line.strip() for line in error.format_message().splitlines())
-        click.echo(f"{PROGRAM}: {message}{hint}", err=True)
+        if isinstance(error, click.NoSuchOption) and error.option_name in BY_FLAG:
+            # The flags of the daemon say which host and state is meant, whatever is asked of it.
+            asked = "" if context is None else context.command_path.removeprefix(f"{PROGRAM} ")
+            hint = f"; it goes before the command: `{PROGRAM} {error.option_name} ... {asked}`"
+        click.echo(f"{PROGRAM}: {message.removesuffix('.') if hint.startswith(';') else message}{hint}", err=True)
         return error.exit_code
     except click.Abort:
         return 130
@@ -285,8 +289,10 @@ def update(raw: Raw, timeout: int) -> None:
     from nixfleet_agent.launch import launch_once
 
     def work() -> int:
-        answer = control.ask(_state_dir(raw), {"do": "poke"})
-        return launch_once(raw, float(timeout)) if answer is None else 0
+        if control.ask(_state_dir(raw), {"do": "poke"}) is None:
+            return launch_once(raw, float(timeout))
+        click.echo("the running agent looks now; `nixfleet-agent status` shows what comes of it")
+        return 0
 
     _guard(work)
 

@@ -70,11 +70,8 @@ class AgentFleet(Lab):
 
     def write_trust(self, **slots: Any) -> Path:
         """`trust.json`, which names the cache's key too."""
-        path = super().write_trust(**slots)
         key = self.systems.key
-        trust = {**json.loads(path.read_text()), "cacheKeys": [key if isinstance(key, str) else key.public]}
-        path.write_text(json.dumps(trust))
-        return path
+        return super().write_trust(cacheKeys=[key if isinstance(key, str) else key.public], **slots)
 
     def system(self, behaviour: str = "good", *, healthy: bool = True, signed: bool = True, **more: str) -> Closure:
         """A new system in the cache; `more` are files of it."""

@@ -192,12 +192,15 @@ class Lab:
 
     # Trust and artifacts
 
-    def write_trust(self, *, ci: Mapping[str, Any] | None = None, org_root: Mapping[str, Any] | None = None) -> Path:
-        """Write `trust.json`. Slots default to the lab's keys."""
+    def write_trust(
+        self, *, ci: Mapping[str, Any] | None = None, org_root: Mapping[str, Any] | None = None, **more: Any
+    ) -> Path:
+        """Write `trust.json`, whole or not at all. Slots default to the lab's keys."""
         trust = {
             "schemaVersion": 1,
             "ciReleaseKey": slot(self.ci) if ci is None else ci,
             "orgRootKey": slot(self.org_root) if org_root is None else org_root,
+            **more,
         }
         path = self.path("trust.json")
         _replace(path, json.dumps(trust).encode())

@@ -163,6 +163,7 @@ async def _watched(instance: Instance) -> Outcome:
     with display(os.environ) as shown:
         run = Run(
             instance=instance,
+            repository=repository,
             builder=lambda flake: LocalBuilder(flake, jobs=instance.jobs, within_s=instance.build_timeout, logs=logs),
             display=shown,
             say=shown.say,

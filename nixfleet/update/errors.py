@@ -26,6 +26,18 @@ class GitError(UpdateError):
 
 
 @attrs.frozen(kw_only=True)
+class NoRepositoryError(UpdateError):
+    """What is to be updated is in no repository that git would use."""
+
+    exit_code: ClassVar[int] = 2
+    path: Path
+    said: str
+
+    def __str__(self) -> str:
+        return f"{self.path} is in no repository that git can use ({self.said}): name one with --repo-path"
+
+
+@attrs.frozen(kw_only=True)
 class FlakeError(UpdateError):
     """The flake cannot be updated or read."""
 

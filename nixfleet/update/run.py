@@ -24,7 +24,7 @@ from nixfleet.update.message import Attempt, Findings, commit_message, fix_messa
 from nixfleet.update.notices import Notice, notice_of, tell
 from nixfleet.update.outcome import Kind, Outcome
 from nixfleet.update.repair import Mender
-from nixfleet.update.worktree import Repository, Worktree, open_repository
+from nixfleet.update.worktree import Repository, Worktree
 
 MOVES_MAX: Final = 3
 REVIEW: Final = "needs-review"
@@ -43,6 +43,7 @@ class Run:
     """A run, with whatever it is given."""
 
     instance: Instance
+    repository: Repository
     builder: MakeBuilder
     display: Display
     say: Callable[[str], None]
@@ -58,9 +59,8 @@ class Run:
         """
         began = self.now()
         try:
-            repository = await open_repository(self.instance.repo_path)
-            with repository.locked():
-                outcome = await self._until_main_stands(repository)
+            with self.repository.locked():
+                outcome = await self._until_main_stands(self.repository)
         except (UpdateError, OSError) as error:
             told = error if isinstance(error, UpdateError) else DiskError.of(error)
             stopped = Outcome(

@@ -19,7 +19,7 @@ from typing import Final
 import attrs
 import trio
 
-from nixfleet.update.errors import GitError, LockedError
+from nixfleet.update.errors import GitError, LockedError, NoRepositoryError
 from nixfleet_agent.commands import CommandError, run, tail
 
 NETWORK_S: Final = 600.0
@@ -216,9 +216,12 @@ async def open_repository(path: Path) -> Repository:
     """The repository at `path`.
 
     Raises:
-        GitError: there is none.
+        NoRepositoryError: there is none that can be used.
     """
-    common = await git(path, "rev-parse", "--path-format=absolute", "--git-common-dir")
+    try:
+        common = await git(path, "rev-parse", "--path-format=absolute", "--git-common-dir")
+    except GitError as error:
+        raise NoRepositoryError(path=path, said=error.said) from error
     return Repository(path=path, git_dir=Path(common))
 
 

@@ -20,7 +20,7 @@ from evidence.artifacts import UnsupportedAlgorithmError, Verified, verify_fleet
 from evidence.canonical import ARTIFACT_LIMIT
 from evidence.errors import EvidenceError
 from evidence.project import project
-from evidence.trust import KeySlot, load_trust
+from evidence.trust import KeySlot, TrustVersionError, load_trust
 from nixfleet_agent.desk import Desk, RefusedError, refused
 from nixfleet_agent.files import read_limited, write_atomically
 from nixfleet_agent.transport import BodyTooLargeError, TransportError
@@ -120,7 +120,7 @@ def _older_than(directory: Path, seconds: float) -> list[Path]:
 
 def _is_own_trouble(error: EvidenceError) -> bool:
     """It is about this host's trust file, and says nothing of what was served."""
-    return isinstance(error, UnsupportedAlgorithmError) or error.reason is Reason.NO_TRUST_ROOTS
+    return isinstance(error, UnsupportedAlgorithmError | TrustVersionError) or error.reason is Reason.NO_TRUST_ROOTS
 
 
 class IntentWorker:
@@ -224,10 +224,8 @@ class IntentWorker:
             proven = verify_manifest(manifest.data, manifest.signature, slot, at.wall_ms, rollout=rollout_id)
             intent = project(proven_fleet, proven, self._desk.config.machine_id)
         except EvidenceError as error:
-            final = not _is_own_trouble(
-                error
-            )  # what this host cannot judge now, it may be able to once its trust file is mended
-            return self._refused(rollout_id, error.reason, str(error), final=final)
+            # What this host cannot judge now, it may be able to once its trust file is mended.
+            return self._refused(rollout_id, error.reason, str(error), final=not _is_own_trouble(error))
         try:
             self._cache.save("fleet.resolved", proven_fleet.digest, fleet)
             self._cache.save(f"rollouts/{rollout_id}", proven.digest, manifest)

@@ -122,10 +122,17 @@ def name(fleet: AgentFleet) -> Iterator[str]:
 
 
 def end_switches(directory: Path) -> None:
-    """Nothing that a host's switches started lives on."""
-    for process in psutil.process_iter(["environ"]):
-        if (process.info["environ"] or {}).get("NIXFLEET_CURRENT_SYSTEM", "").startswith(f"{directory}/"):
-            process.kill()
+    """Nothing that a host's switches started lives on, nor what that started while it was being ended."""
+    while left := [process for process in psutil.process_iter(["environ"]) if _of_a_switch(process, directory)]:
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(left)
+
+
+def _of_a_switch(process: psutil.Process, directory: Path) -> bool:
+    environment: dict[str, str] | None = process.info["environ"]  # none of a dead one that nobody has waited for
+    return (environment or {}).get("NIXFLEET_CURRENT_SYSTEM", "").startswith(f"{directory}/")
 
 
 @attrs.frozen(kw_only=True)

@@ -144,11 +144,21 @@ def unheard_of(world: World) -> Order:
     return "stable@dead", world.good
 
 
-def no_trust_left(world: World) -> Order:
-    # First the trust, then the release: a poll in between would prove it with the keys of before.
-    unknown = {"algorithm": "rot13", "public": "AAAA"}
-    world.fleet.write_trust(ci={"current": unknown})
-    return world.release(), world.good
+def only_keys_of_the_future(fleet: AgentFleet) -> None:
+    fleet.write_trust(ci={"current": {"algorithm": "rot13", "public": "AAAA"}})
+
+
+def half_a_trust_file(fleet: AgentFleet) -> None:
+    path = fleet.path("trust.json")
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def no_trust_file(fleet: AgentFleet) -> None:
+    fleet.path("trust.json").unlink()
+
+
+def a_trust_file_of_the_future(fleet: AgentFleet) -> None:
+    fleet.write_trust(schemaVersion=9)
 
 
 CASES: Final = (
@@ -203,7 +213,12 @@ def test_it_is_refused_by_name_and_nothing_is_switched(
                 assert agent.switches() == [good]
 
 
-def test_a_host_that_trusts_nobody_refuses_and_waits_for_its_trust_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "spoil", [only_keys_of_the_future, half_a_trust_file, no_trust_file, a_trust_file_of_the_future]
+)
+def test_a_host_that_trusts_nobody_refuses_and_waits_for_its_trust_file(
+    tmp_path: Path, spoil: Callable[[AgentFleet], None]
+) -> None:
     """This is the host's own trouble, so the dispatch is held and not rejected."""
     fleet = AgentFleet(tmp_path)
     first, good = fleet.system(), fleet.system()
@@ -211,7 +226,9 @@ def test_a_host_that_trusts_nobody_refuses_and_waits_for_its_trust_file(tmp_path
         agent = fleet.agent("web1", liar.url, running=first)
         with agent.running():
             agent.until_ready()
-            rollout, _ = no_trust_left(World(fleet=fleet, liar=liar, good=good))
+            # First the trust, then the release: a poll in between would prove it with the keys of before.
+            spoil(fleet)
+            rollout = World(fleet=fleet, liar=liar, good=good).release()
             liar.dispatch("web1", rollout, good)
             agent.until_status("it to be held", lambda said: rollout in (said["waiting_on"] or ""))
             fleet.write_trust()

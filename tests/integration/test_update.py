@@ -244,14 +244,15 @@ def test_a_dry_run_changes_nothing_anywhere(lab: UpdateLab) -> None:
     assert (lab.checkout(), lab.main(), lab.branches()) == before
 
 
-def test_a_remote_that_is_away_is_3_and_a_repository_that_is_none_too(lab: UpdateLab) -> None:
+def test_a_remote_that_is_away_is_3_and_a_repository_that_is_none_is_2_and_names_the_flag(lab: UpdateLab) -> None:
     lab.git("remote", "set-url", "origin", "../nowhere.git")
     away = lab.update()
     assert away.status == 3
     assert "nowhere.git" in away.err
     none = lab.update("--repo-path", str(lab.root / "home"))
-    assert none.status == 3
+    assert none.status == 2
     assert "not a git repository" in none.err
+    assert "name one with --repo-path" in none.err
 
 
 def test_a_mistake_in_the_file_is_2_with_the_key_that_was_meant(lab: UpdateLab) -> None:

@@ -369,10 +369,13 @@ class SystemFleet:
 
     async def operator(self, path: str) -> Any:
         """GET of an operator's endpoint."""
+        answer = await self._get(path)
+        assert answer.status_code == 200, f"{path}: {answer.status_code} {answer.text}"
+        return answer.json()
+
+    async def _get(self, path: str) -> httpx.Response:
         async with httpx.AsyncClient(verify=self.lab.tls("operator"), trust_env=False) as client:
-            answer = await client.get(self.url + path)
-            assert answer.status_code == 200, f"{path}: {answer.status_code} {answer.text}"
-            return answer.json()
+            return await client.get(self.url + path)
 
     @property
     def connection(self) -> list[str]:
@@ -439,8 +442,14 @@ class SystemFleet:
             return samples((await client.get(f"{self.url}/metrics")).text)
 
     async def told(self, rollout: str, host: str) -> list[str]:
-        """The kinds of the facts that the control plane has from a host, in order."""
-        rows = (await self.operator(f"/v1/rollouts/{rollout}/events"))["events"]
+        """The kinds of the facts that the control plane has from a host, in order.
+
+        None of a rollout that it does not know: a wiped one learns of the past from the hosts' next heartbeats.
+        """
+        answer = await self._get(f"/v1/rollouts/{rollout}/events")
+        if answer.status_code == 404:
+            return []
+        rows = answer.raise_for_status().json()["events"]
         return [row["payload"]["kind"] for row in rows if row["kind"] == "agent_event" and row["host"] == host]
 
     async def until_told(self, rollout: str, host: str) -> None:

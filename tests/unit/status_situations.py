@@ -218,7 +218,7 @@ def journal_damaged() -> Said:
 
 def no_trust() -> Said:
     file = "/etc/nixfleet/agent/trust.json"
-    problem = f"the trust file {file} cannot be read (no such file or directory); --trust-file names it"
+    problem = f"the trust file {file} cannot be used (no such file or directory); --trust-file names it"
     story = tell((booted(0), ["> probes"]))
     return dressed(story, 60, session(60), trust={"file": file, "problem": problem})
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nixfleet_agent.cli import _given, cli
+from nixfleet_agent.cli import _given, cli, run
 from nixfleet_agent.config import examine, merge, read_config
 from nixfleet_agent.errors import ConfigurationError
 from nixfleet_agent.options import OPTIONS, Kind, Raw, from_environment, read_plain
@@ -129,3 +129,11 @@ def test_nonsense_is_a_configuration_error_and_nothing_else(texts: Raw) -> None:
     for problem in problems:
         assert problem.startswith("--")
         assert "\n" not in problem
+
+
+def test_a_flag_of_the_daemon_after_a_command_is_answered_with_where_it_goes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["journal", "show", "--state-dir", "x"]) == 2
+    said = capsys.readouterr().err
+    assert said.endswith("'--state-dir'; it goes before the command: `nixfleet-agent --state-dir ... journal show`\n")
