@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-PACKAGES := state_machine wire evidence nixfleet_agent control_plane nixfleet
+PACKAGES := state_machine wire evidence messaging nixfleet_agent control_plane nixfleet
 
 .PHONY: help demo test test-system soak crash test-deep simulate mutants fuzz lint types imports bench load lock clean
 

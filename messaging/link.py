@@ -1,0 +1,382 @@
+"""A connection to NATS for Trio: what the client library does on asyncio goes on in a loop beside it.
+
+A connection that breaks is made anew by itself; what was subscribed to is subscribed to again, and what was sent in
+between may be lost, as NATS has it. Who must not lose anything uses a work queue, which only a server with JetStream
+has. Messages arrive by memory channels.
+"""
+
+import contextlib
+import logging
+import math
+import os
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Final, ParamSpec, TypeVar
+
+import attrs
+import nats
+import trio
+import trio_asyncio
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import AuthorizationError, NoRespondersError
+from nats.js import JetStreamContext
+from nats.js.api import ConsumerConfig, KeyValueConfig, RetentionPolicy, StreamConfig
+from nats.js.errors import (
+    APIError,
+    BadRequestError,
+    KeyNotFoundError,
+    KeyWrongLastSequenceError,
+    NotFoundError,
+    ServiceUnavailableError,
+)
+from nats.js.kv import KeyValue
+
+from messaging.errors import LinkError, LostError, NoAnswerError, NobodyListensError, UnreachableError, UnwelcomeError
+from messaging.server import Server
+
+CONNECT_S: Final = 10.0
+RECONNECT_S: Final = 5
+"""How long it waits between two tries to be connected again."""
+WAITING_MAX: Final = 4096
+"""Messages of a subscription that may wait for its reader; more are dropped, and it is logged."""
+ANSWER_S: Final = 10
+CLOSE_S: Final = 5.0
+TIDY_S: Final = 0.3
+
+JOB_MAX_AGE_S: Final = 7 * 86_400
+"""A job that nobody took for so long is forgotten."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+# The library's own words about what is told here by errors.
+logging.getLogger("nats").setLevel(logging.CRITICAL)
+
+
+@attrs.frozen(kw_only=True)
+class Message:
+    """What came by a subscription."""
+
+    subject: str
+    data: bytes
+    reply: str
+    """Where whoever sent it waits for an answer; empty: nowhere."""
+
+
+@attrs.frozen
+class Delivery:
+    """A job of a work queue. It is whoever took it's until it is settled, while `working` is said often enough."""
+
+    _message: Msg
+    _trouble: Callable[[], "contextlib.AbstractContextManager[None]"]
+
+    @property
+    def data(self) -> bytes:
+        """What was put in."""
+        return self._message.data
+
+    @property
+    def tries(self) -> int:
+        """How often it was given to somebody, this time included."""
+        return self._message.metadata.num_delivered or 1
+
+    async def done(self) -> None:
+        """It is over, and nobody gets it again."""
+        await self._tell(self._message.ack)
+
+    async def again(self, after_s: float) -> None:
+        """Not here and now: somebody gets it again later."""
+        await self._tell(lambda: self._message.nak(delay=after_s))
+
+    async def working(self) -> None:
+        """It is being worked on: nobody else gets it for a while."""
+        await self._tell(self._message.in_progress)
+
+    async def _tell(self, what: Callable[[], Awaitable[None]]) -> None:
+        with self._trouble():
+            await _on_asyncio(what)
+
+
+@attrs.frozen
+class WorkQueue:
+    """Jobs that outlive those who ask and those who work; each is done by one of them."""
+
+    _link: "Link"
+    _stream: str
+    _durable: str
+    _subscription: JetStreamContext.PullSubscription | None
+
+    async def put(self, subject: str, data: bytes) -> None:
+        """Put a job in. When this returns, the server has it on its disk.
+
+        Raises:
+            LinkError: it has not, as far as is known here.
+        """
+        with self._link.trouble(subject):
+            await _on_asyncio(self._link.jetstream.publish, subject, data, timeout=ANSWER_S)
+
+    async def take(self, within_s: float) -> Delivery | None:
+        """The next job, or None when there was none in that time."""
+        assert self._subscription is not None, "this queue was opened to put jobs in"
+        try:
+            with self._link.trouble(self._stream):
+                [message] = await _on_asyncio(self._subscription.fetch, 1, timeout=within_s)
+        except NoAnswerError:
+            return None
+        return Delivery(message, lambda: self._link.trouble(self._stream))
+
+    async def depth(self) -> int:
+        """How many jobs nobody has taken."""
+        with self._link.trouble(self._stream):
+            info = await _on_asyncio(self._link.jetstream.consumer_info, self._stream, self._durable)
+        return info.num_pending or 0
+
+
+@attrs.frozen
+class Bucket:
+    """Small values by name, of which a writer can say what it believes is there."""
+
+    _link: "Link"
+    _values: KeyValue
+
+    async def get(self, key: str) -> tuple[bytes, int] | None:
+        """A value and its revision."""
+        with self._link.trouble(key):
+            try:
+                entry = await _on_asyncio(self._values.get, key)
+            except KeyNotFoundError:
+                return None
+        return entry.value or b"", entry.revision or 0
+
+    async def replace(self, key: str, value: bytes, revision: int) -> int | None:
+        """Write it when what is there has this revision, 0 for nothing. The new revision; None: it is another now."""
+        with self._link.trouble(key):
+            try:
+                if revision:
+                    return await _on_asyncio(self._values.update, key, value, last=revision)
+                return await _on_asyncio(self._values.create, key, value)
+            except KeyWrongLastSequenceError:
+                return None
+
+    async def put(self, key: str, value: bytes) -> None:
+        """Write it, whatever is there."""
+        with self._link.trouble(key):
+            await _on_asyncio(self._values.put, key, value)
+
+
+class Link:
+    """A connection."""
+
+    def __init__(self, server: Server, client: Client) -> None:
+        self._server, self._client = server, client
+        self._said = ""
+        self.jetstream = client.jetstream(timeout=ANSWER_S)
+
+    # Messages
+
+    async def publish(self, subject: str, data: bytes) -> None:
+        """Send it to whoever listens, which may be nobody."""
+        with self.trouble(subject):
+            await _on_asyncio(self._client.publish, subject, data)
+            await _on_asyncio(self._client.flush, timeout=ANSWER_S)
+
+    async def request(self, subject: str, data: bytes, within_s: float = ANSWER_S) -> bytes:
+        """Ask, and wait for an answer.
+
+        Raises:
+            NobodyListensError, NoAnswerError: as their names say.
+            LinkError: the connection is in trouble.
+        """
+        with self.trouble(subject, within_s):
+            answer = await _on_asyncio(self._client.request, subject, data, timeout=within_s)
+        return answer.data
+
+    @asynccontextmanager
+    async def subscribed(self, subject: str, queue: str = "") -> AsyncIterator["trio.MemoryReceiveChannel[Message]"]:
+        """What is sent to a subject from now on; of those in one `queue` each message goes to one."""
+        send, receive = trio.open_memory_channel[Message](WAITING_MAX)
+
+        async def take(message: Msg) -> None:
+            try:
+                send.send_nowait(Message(subject=message.subject, data=message.data, reply=message.reply))
+            except trio.WouldBlock:
+                log.warning("%s: too many messages wait, one is dropped", subject)
+            except trio.BrokenResourceError:
+                pass  # its reader has gone; the server is about to be told
+
+        with self.trouble(subject):
+            subscription = await _on_asyncio(self._client.subscribe, subject, queue=queue, cb=take)
+            await _on_asyncio(self._client.flush, timeout=ANSWER_S)
+        try:
+            async with receive:
+                yield receive
+        finally:
+            with trio.move_on_after(CLOSE_S, shield=True), contextlib.suppress(nats.errors.Error):
+                await _on_asyncio(subscription.unsubscribe)
+
+    # What only JetStream has
+
+    async def has_jetstream(self) -> bool:
+        """Whether the server keeps messages for this program.
+
+        Raises:
+            LinkError: it does not say.
+        """
+        try:
+            with self.trouble("JetStream"):
+                await _on_asyncio(self.jetstream.account_info)
+        except (NobodyListensError, _NotHereError):
+            return False
+        return True
+
+    async def work_queue(
+        self, stream: str, subjects: str, *, taking: str = "", patience_s: float = 30, tries: int = 5
+    ) -> WorkQueue:
+        """A queue of jobs sent to `subjects`, made when it is not there; to take some, with the name of those who do.
+
+        A job that was taken is given to somebody else when nothing is heard of it for `patience_s`, so many times.
+        """
+        subscription = None
+        with self.trouble(stream):
+            await self._made_stream(stream, subjects)
+            if taking:
+                config = ConsumerConfig(ack_wait=patience_s, max_deliver=tries, max_ack_pending=10_000)
+                subscribe = self.jetstream.pull_subscribe
+                subscription = await _on_asyncio(subscribe, subjects, durable=taking, stream=stream, config=config)
+        return WorkQueue(self, stream, taking, subscription)
+
+    async def _made_stream(self, stream: str, subjects: str) -> None:
+        try:
+            await _on_asyncio(self.jetstream.stream_info, stream)
+        except NotFoundError:
+            config = StreamConfig(
+                name=stream, subjects=[subjects], retention=RetentionPolicy.WORK_QUEUE, max_age=JOB_MAX_AGE_S
+            )
+            await _on_asyncio(self.jetstream.add_stream, config)
+
+    async def bucket(self, name: str, ttl_s: float) -> Bucket:
+        """A bucket whose values are forgotten after a time, made when it is not there."""
+        with self.trouble(name):
+            try:
+                values = await _on_asyncio(self.jetstream.key_value, name)
+            except NotFoundError:
+                config = KeyValueConfig(bucket=name, ttl=ttl_s, history=1)
+                values = await _on_asyncio(self.jetstream.create_key_value, config)
+        return Bucket(self, values)
+
+    # Trouble
+
+    @contextmanager
+    def trouble(self, subject: str, within_s: float = ANSWER_S) -> Iterator[None]:
+        """Say what the library raises in our words."""
+        self._said = ""
+        try:
+            yield
+        except NoRespondersError as error:
+            raise NobodyListensError(subject=subject) from error
+        except (ServiceUnavailableError, NotFoundError) as error:
+            raise _NotHereError(subject=subject, said=_text(error)) from error
+        except (TimeoutError, nats.errors.TimeoutError) as error:
+            # A server that does not permit something says so beside, and answers nothing.
+            if self._said:
+                raise UnwelcomeError(url=self._server.url, said=self._said) from error
+            raise NoAnswerError(subject=subject, within_s=within_s) from error
+        except (BadRequestError, APIError) as error:
+            raise UnwelcomeError(url=self._server.url, said=_text(error)) from error
+        except (nats.errors.Error, OSError) as error:
+            raise LostError(url=self._server.url) from error
+
+    async def heard_of_trouble(self, error: Exception) -> None:
+        """What the library tells beside: a connection that broke, a permission that lacks."""
+        self._said = _text(error)
+        log.debug("%s: %s", self._server.url, self._said)
+
+
+@attrs.frozen(kw_only=True)
+class _NotHereError(LinkError):
+    subject: str
+    said: str
+
+    def __str__(self) -> str:
+        return f"the server has no {self.subject}: {self.said}"
+
+
+@asynccontextmanager
+async def connected(server: Server, name: str) -> AsyncIterator[Link]:
+    """A connection under a name that the server's operator sees. The first try must succeed.
+
+    Raises:
+        BadServerError, UnreachableError, UnwelcomeError: it did not.
+    """
+    options = server.options()
+    with _by_itself():
+        async with trio_asyncio.open_loop():
+            client = Client()
+            link = Link(server, client)
+            try:
+                await _first(server, client, link, {**options, "name": name})
+                yield link
+            finally:
+                with trio.move_on_after(CLOSE_S, shield=True), contextlib.suppress(nats.errors.Error, OSError):
+                    await _on_asyncio(client.close)
+
+
+@contextmanager
+def _by_itself() -> Iterator[None]:
+    """The loop is a nursery, which makes a group of every error; a single one is what it is."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        raise error from error.__cause__
+
+
+async def _first(server: Server, client: Client, link: Link, options: dict[str, Any]) -> None:
+    """The library would try for ever; here the first failure ends it."""
+    failed: list[Exception] = []
+    with trio.move_on_after(CONNECT_S) as scope:
+
+        async def hear(error: Exception) -> None:
+            if not client.is_connected:
+                failed.append(error)
+                # It closes what it had opened, and then waits for its next try.
+                scope.deadline = min(scope.deadline, trio.current_time() + TIDY_S)
+            else:
+                await link.heard_of_trouble(error)
+
+        try:
+            await _on_asyncio(
+                client.connect,
+                server.url,
+                error_cb=hear,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=RECONNECT_S,
+                connect_timeout=math.ceil(CONNECT_S / 2),
+                **options,
+            )
+            return
+        except (nats.errors.Error, OSError, ValueError) as error:
+            failed.append(error)
+    cause = failed[0] if failed else TimeoutError(f"no answer within {CONNECT_S:g} s")
+    if isinstance(cause, AuthorizationError) or "authorization" in str(cause).lower():
+        raise UnwelcomeError(url=server.url, said="it does not know who this is") from cause
+    raise UnreachableError(url=server.url, cause=_text(cause)) from cause
+
+
+async def _on_asyncio(call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+    result: T = await trio_asyncio.aio_as_trio(call)(*args, **kwargs)
+    return result
+
+
+def _text(error: Exception) -> str:
+    if isinstance(error, APIError):
+        return str(error.description or error)
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"certificate verify failed: {error.verify_message}"
+    if isinstance(error, OSError) and error.errno:
+        return (os.strerror(error.errno) if error.errno > 0 else str(error.strerror)).lower()
+    return str(error).removeprefix("nats: ") or type(error).__name__
