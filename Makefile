@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PACKAGES := state_machine wire evidence messaging nixfleet_agent control_plane nixfleet
 
-.PHONY: help demo test test-system soak crash test-deep simulate mutants fuzz lint types imports bench load lock clean
+.PHONY: help demo demo-loop test test-system soak crash test-deep simulate mutants fuzz lint types imports bench load lock clean
 
 help: ## what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## */  make \1\t/' | expand -t 20
@@ -17,6 +17,9 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
 	@touch $(READY)
+
+demo-loop: $(READY) ## from flake.lock to the fleet: an update built, merged, released and taken; a broken and a sick one
+	@$(BIN)/nixfleet demo --loop $(ARGS)
 
 demo: $(READY) ## a control plane and three hosts: enrolment, waves, a forgery, a rollback, a kill -9, an audit
 	@$(BIN)/nixfleet demo $(ARGS)

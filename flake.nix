@@ -17,6 +17,9 @@
       forEach = make: lib.genAttrs systems (system: make (nixpkgs.legacyPackages.${system}.extend self.overlays.default));
     in
     {
+      # `mkFleet` and `fleetModules`; without flakes `import ./nix/fleet { inherit lib; }` is the same.
+      lib = import ./nix/fleet { inherit lib; };
+
       overlays.default = import ./nix/overlay.nix;
 
       packages = forEach (pkgs: {
@@ -31,6 +34,7 @@
         # Not in the default: it has the options of the stock client's module, which a host may have as well.
         gradient-deploy = ./nixos/gradient-deploy.nix;
         nix-flake-updater = ./nixos/flake-updater.nix;
+        nixfleet-release = ./nixos/release.nix;
       };
 
       darwinModules = lib.mapAttrs (_: module) {

@@ -7,7 +7,7 @@ force stays, and the problem is logged once and shown until it is gone.
 
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -195,8 +195,9 @@ class Adopter:
         if fleet is None:
             problems[FLEET] = "nothing is published"
             return
-        found = await self._manifests(fleet, look, problems)
-        anchored = {rollout_id: held for rollout_id, held in found.items() if _is_anchored(held, fleet)}
+        found, gone = await self._manifests(fleet, look, problems)
+        anchored = self._kept(fleet, gone, look)
+        anchored |= {rollout_id: held for rollout_id, held in found.items() if _is_anchored(held, fleet)}
         if self._is_half_published(fleet, anchored):
             problems[FLEET] = "not all of its manifests are published yet"
             return
@@ -207,8 +208,10 @@ class Adopter:
 
     async def _manifests(
         self, fleet: Held[Fleet], look: Look, problems: dict[str, str]
-    ) -> dict[RolloutId, Held[Manifest]]:
+    ) -> tuple[dict[RolloutId, Held[Manifest]], set[RolloutId]]:
+        """Those that prove, and those that are not there."""
         found: dict[RolloutId, Held[Manifest]] = {}
+        gone: set[RolloutId] = set()
         try:
             listed = await self._source.listed()
         except SourceError as error:
@@ -222,9 +225,20 @@ class Adopter:
             except (EvidenceError, SourceError) as error:
                 problems[name] = str(error)
                 continue
-            if held is not None:
+            if held is None:
+                gone.add(rollout_id)
+            else:
                 found[rollout_id] = held
-        return found
+        return found, gone
+
+    def _kept(self, fleet: Held[Fleet], gone: Container[RolloutId], look: Look) -> dict[RolloutId, Held[Manifest]]:
+        """Manifests in force that go with this very fleet. While it is signed anew, their files come first: one that
+        does not prove, or is anchored to the next fleet, changes nothing, however long the next fleet is on its way."""
+        shelf = self._shelf
+        if shelf.fleet is None or shelf.fleet.proven.digest != fleet.proven.digest or not look.same_trust:
+            return {}
+        in_force = {held.value.rollout_id: held for held in shelf.manifests.values()}
+        return {rollout_id: held for rollout_id, held in in_force.items() if rollout_id not in gone}
 
     def _is_half_published(self, fleet: Held[Fleet], anchored: Mapping[RolloutId, Held[Manifest]]) -> bool:
         """True once for a new fleet that lacks a manifest which the fleet in force has one of: it may be on its way."""

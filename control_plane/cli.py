@@ -23,6 +23,8 @@ from control_plane.errors import DatabaseOpenError, MissingFlagError
 from control_plane.issuance import MIN_VALIDITY_S
 from control_plane.schema import open_database, rebuild
 from control_plane.version import PACKAGE
+from messaging.server import Server
+from messaging.subjects import NEWS
 
 PROGRAM: Final = "nixfleet-control-plane"
 PREFIX: Final = "NIXFLEET_CP"
@@ -30,6 +32,7 @@ PREFIX: Final = "NIXFLEET_CP"
 FILE: Final = click.Path(path_type=Path, dir_okay=False, readable=False)
 TEN_YEARS_S: Final = 10 * 366 * 86_400
 
+_NATS: Final = ("url", "nkey_file", "credentials_file", "token_file", "ca_cert")
 _NEEDED: Final = (
     ("tls_cert", "--tls-cert", "the server cannot show who it is without a certificate"),
     ("tls_key", "--tls-key", "the server's certificate needs its key"),
@@ -78,6 +81,12 @@ _NEEDED: Final = (
 @click.option("--db-path", type=FILE, default=DEFAULT_DATABASE, help="The database.")
 @click.option("--closure-upstream", metavar="URL", help="Binary cache whose narinfo is passed on.")
 @click.option("--metrics-listen", metavar="[ADDRESS:]PORT", help="Serve /metrics in the clear; a port alone: loopback.")
+@click.option("--nats-url", metavar="URL", help="A NATS server to hear from when there are new artifacts, tls://HOST.")
+@click.option("--nats-nkey-file", type=FILE, help="Seed of the NKey that it knows this program by.")
+@click.option("--nats-credentials-file", type=FILE, help="A user's JWT and seed, in place of an NKey.")
+@click.option("--nats-token-file", type=FILE, help="A token, in place of an NKey.")
+@click.option("--nats-ca-cert", type=FILE, help="CA of that server, PEM, instead of the system's roots.")
+@click.option("--news-prefix", default=NEWS, help="The subjects of news: PREFIX.released.")
 @click.option(
     "--retention-days", type=click.IntRange(min=1, max=36_500), default=90, help="Keep superseded rollouts, days."
 )
@@ -120,9 +129,20 @@ def run(settings: dict[str, Any]) -> None:
     for name, flag, because in _NEEDED:
         if settings[name] is None:
             raise MissingFlagError(flag=flag, because=because)
-    config = Configuration(**{**settings, "metrics_listen": loopback_port(settings["metrics_listen"])})
+    nats = _nats({name: settings.pop(f"nats_{name}") for name in _NATS})
+    config = Configuration(**{**settings, "metrics_listen": loopback_port(settings["metrics_listen"]), "nats": nats})
     config.check()
     # Imported here: `rebuild` and `--help` need no web server.
     from control_plane.server import serve
 
     trio.run(serve, config)
+
+
+def _nats(given: dict[str, Any]) -> Server | None:
+    if given["url"] is not None:
+        return Server(**given)
+    for name, value in given.items():
+        if value is not None:
+            flag = "--nats-" + name.replace("_", "-")
+            raise MissingFlagError(flag="--nats-url", because=f"{flag} is of no use without it")
+    return None

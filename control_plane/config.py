@@ -14,6 +14,9 @@ from control_plane.issuance import MIN_VALIDITY_S
 from evidence.documents import is_host_name
 from evidence.errors import EvidenceError
 from evidence.trust import TrustFileError, load_trust
+from messaging.errors import BadServerError
+from messaging.server import Server
+from messaging.subjects import NEWS, is_prefix
 
 DEFAULT_LISTEN: Final = "0.0.0.0:8080"
 DEFAULT_TRUST: Final = Path("/etc/nixfleet/cp/trust.json")
@@ -46,6 +49,9 @@ class Configuration:
     db_path: Path = DEFAULT_DATABASE
     closure_upstream: str | None = None
     metrics_listen: str | None = None
+    nats: Server | None = None
+    """Where to hear that there is something new; None: nowhere."""
+    news_prefix: str = NEWS
     retention_days: int = 90
     strict: bool = False
     require_evidence: bool = False
@@ -85,6 +91,7 @@ class Configuration:
             )
         self._check_pairs()
         self._check_files()
+        self._check_news()
 
     def _check_files(self) -> None:
         if self.artifacts_token_file is not None:
@@ -97,6 +104,19 @@ class Configuration:
         if self.audit_log is not None and self.fleet_ca_cert is not None:
             _check_place("--audit-log", self.audit_log)
         _check_trust(self.trust_file)
+
+    def _check_news(self) -> None:
+        if not is_prefix(self.news_prefix):
+            problem = "it is no prefix of subjects, such as nixfleet.news"
+            raise BadFlagError(flag="--news-prefix", value=self.news_prefix, problem=problem)
+        if self.nats is None:
+            return
+        if problems := "; ".join(self.nats.problems()):
+            raise BadFlagError(flag="--nats-url", value=self.nats.url, problem=problems)
+        try:
+            self.nats.options()
+        except BadServerError as error:
+            raise BadFlagError(flag="--nats-url", value=self.nats.url, problem=str(error)) from error
 
     def _check_pairs(self) -> None:
         if self.fleet_ca_cert is not None and self.fleet_ca_key is None:

@@ -207,6 +207,11 @@ def start_background(nursery: trio.Nursery, parts: ControlPlane, config: Configu
     nursery.start_soon(parts.adopter.run, config.artifact_poll_secs)
     nursery.start_soon(parts.planner.run)
     nursery.start_soon(_prune, parts.ledger, config.retention_days)
+    if config.nats is not None:
+        # Imported here: without such a server nothing of it is in memory.
+        from control_plane.news import listen
+
+        nursery.start_soon(listen, config.nats, config.news_prefix, parts.adopter.poke)
 
 
 def _begin_to_stop(parts: ControlPlane) -> None:

@@ -24,6 +24,7 @@ let
     ++ [ "--switch-lock=${run}/switch.lock" "--log-format=json" ]
     ++ optional (cfg.bootstrapTokenFile != null) "--bootstrap-token-file=${cfg.bootstrapTokenFile}"
     ++ optional (cfg.source == "gradient" && cfg.gradient.apiKeyFile != null) "--gradient-api-key-file=${cfg.gradient.apiKeyFile}"
+    ++ (import ../nixos/shared/render-nats.nix { inherit lib; }).secretFlags cfg.nats
     ++ cfg.extraArgs;
 
   # The volume with the store is mounted, and perhaps unlocked, some time after launchd began with its daemons: it is

@@ -184,14 +184,14 @@ OPERATOR: Final = Manual(
         ("0", "Done."),
         (
             "1",
-            "It could not be done, or was refused; an audit found something that does not hold. `update`: a system"
-            " does not build.",
+            "It could not be done, or was refused; an audit found something that does not hold. `update`,"
+            " `release`: a system does not build.",
         ),
         ("2", "Asked or configured wrongly."),
         (
             "3",
             "`audit verify`: everything holds, but some switch rests on no signature. `update`: git, Nix, the"
-            " forge, the disk or the network would not.",
+            " forge, the disk or the network would not; `release`: there is no Nix, or no room for its logs.",
         ),
         ("4", "`update`: another one of the same repository is running."),
         ("130", "Interrupted."),
@@ -200,6 +200,9 @@ OPERATOR: Final = Manual(
         "Move the inputs of a flake, build every host, merge only what builds:",
         "    $ nixfleet update --repo-path /srv/fleet --dry-run\n"
         "    $ nixfleet update --repo-path /srv/fleet --auto-merge",
+        "Build every host of a flake and release what its description of the fleet says:",
+        "    $ nixfleet release --flake . --dry-run\n"
+        "    $ nixfleet release --flake . --ci-key ci-release.pem --trust-file trust.json",
         "Release what a description says, and watch it go out:",
         "    $ nixfleet release fleet.toml --dry-run\n"
         "    $ nixfleet release fleet.toml --ci-key ci-release.pem --releases-dir releases --trust-file trust.json\n"

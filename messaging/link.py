@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -20,6 +20,7 @@ import trio
 import trio_asyncio
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.errors import AuthorizationError, NoRespondersError
 from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, KeyValueConfig, RetentionPolicy, StreamConfig
@@ -41,8 +42,13 @@ RECONNECT_S: Final = 5
 """How long it waits between two tries to be connected again."""
 WAITING_MAX: Final = 4096
 """Messages of a subscription that may wait for its reader; more are dropped, and it is logged."""
+WAKING_MAX: Final = 64
+WAKING_BYTES_MAX: Final = 4 * 1024 * 1024
+"""The same, of one whose messages only wake somebody, and in silence."""
 ANSWER_S: Final = 10
 CLOSE_S: Final = 5.0
+"""How long saying goodbye may take; `HURRY_S` on a connection that is not to be made anew, which nobody waits for."""
+HURRY_S: Final = 1.0
 TIDY_S: Final = 0.3
 
 JOB_MAX_AGE_S: Final = 7 * 86_400
@@ -169,10 +175,25 @@ class Bucket:
 class Link:
     """A connection."""
 
-    def __init__(self, server: Server, client: Client) -> None:
-        self._server, self._client = server, client
+    def __init__(self, server: Server, client: Client, close_s: float = CLOSE_S) -> None:
+        self._server, self._client, self._close_s = server, client, close_s
         self._said = ""
+        self._wakers: set[trio.MemorySendChannel[None]] = set()
         self.jetstream = client.jetstream(timeout=ANSWER_S)
+
+    def raise_complaint(self) -> None:
+        """What is not permitted the server only says beside: look whether it did, after what was done last.
+
+        Raises:
+            UnwelcomeError: it did.
+        """
+        if self._said:
+            raise UnwelcomeError(url=self._server.url, said=self._said)
+
+    @property
+    def is_over(self) -> bool:
+        """It ended for good: the server no longer takes who this is. What broke otherwise is made anew by itself."""
+        return bool(self._client.is_closed)
 
     # Messages
 
@@ -215,6 +236,43 @@ class Link:
         finally:
             with trio.move_on_after(CLOSE_S, shield=True), contextlib.suppress(nats.errors.Error):
                 await _on_asyncio(subscription.unsubscribe)
+
+    @asynccontextmanager
+    async def woken_by(self, subjects: Sequence[str]) -> AsyncIterator["trio.MemoryReceiveChannel[None]"]:
+        """Something to receive from once there was a message since it was last received from; which, is not told.
+
+        However many come, one thing waits. The end of a connection that is not made anew is its end too.
+
+        Raises:
+            UnwelcomeError: the server does not permit it.
+            LinkError: the connection is in trouble.
+        """
+        send, receive = trio.open_memory_channel[None](1)
+
+        async def wake(_: Msg) -> None:
+            with contextlib.suppress(trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
+                send.send_nowait(None)
+
+        self._wakers.add(send)
+        subscriptions = []
+        try:
+            with self.trouble(", ".join(subjects)):
+                for subject in subjects:
+                    subscriptions.append(await _on_asyncio(self._wake_on, subject, wake))
+                await _on_asyncio(self._client.flush, timeout=ANSWER_S)
+            self.raise_complaint()
+            async with receive:
+                yield receive
+        finally:
+            self._wakers.discard(send)
+            with trio.move_on_after(self._close_s, shield=True), contextlib.suppress(nats.errors.Error):
+                for subscription in subscriptions:
+                    await _on_asyncio(subscription.unsubscribe)
+
+    async def _wake_on(self, subject: str, wake: Callable[[Msg], Awaitable[None]]) -> Subscription:
+        # What one message does, many do: those that come faster than they are passed over may be dropped.
+        limits = {"pending_msgs_limit": WAKING_MAX, "pending_bytes_limit": WAKING_BYTES_MAX}
+        return await self._client.subscribe(subject, cb=wake, **limits)
 
     # What only JetStream has
 
@@ -293,6 +351,11 @@ class Link:
         self._said = _text(error)
         log.debug("%s: %s", self._server.url, self._said)
 
+    async def has_ended(self) -> None:
+        """The connection is over, and is not made anew."""
+        for waker in self._wakers:
+            waker.close()
+
 
 @attrs.frozen(kw_only=True)
 class _NotHereError(LinkError):
@@ -304,8 +367,10 @@ class _NotHereError(LinkError):
 
 
 @asynccontextmanager
-async def connected(server: Server, name: str) -> AsyncIterator[Link]:
+async def connected(server: Server, name: str, *, anew: bool = True) -> AsyncIterator[Link]:
     """A connection under a name that the server's operator sees. The first try must succeed.
+
+    `anew`: make it again when it breaks; else it stays broken.
 
     Raises:
         BadServerError, UnreachableError, UnwelcomeError: it did not.
@@ -314,12 +379,13 @@ async def connected(server: Server, name: str) -> AsyncIterator[Link]:
     with _by_itself():
         async with trio_asyncio.open_loop():
             client = Client()
-            link = Link(server, client)
+            close_s = CLOSE_S if anew else HURRY_S
+            link = Link(server, client, close_s)
             try:
-                await _first(server, client, link, {**options, "name": name})
+                await _first(server, client, link, {**options, "name": name, "allow_reconnect": anew})
                 yield link
             finally:
-                with trio.move_on_after(CLOSE_S, shield=True), contextlib.suppress(nats.errors.Error, OSError):
+                with trio.move_on_after(close_s, shield=True), contextlib.suppress(nats.errors.Error, OSError):
                     await _on_asyncio(client.close)
 
 
@@ -353,13 +419,15 @@ async def _first(server: Server, client: Client, link: Link, options: dict[str, 
                 client.connect,
                 server.url,
                 error_cb=hear,
+                closed_cb=link.has_ended,
                 max_reconnect_attempts=-1,
                 reconnect_time_wait=RECONNECT_S,
                 connect_timeout=math.ceil(CONNECT_S / 2),
                 **options,
             )
             return
-        except (nats.errors.Error, OSError, ValueError) as error:
+        # The last three: what it raises on hearing something that no NATS server says.
+        except (nats.errors.Error, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             failed.append(error)
     cause = failed[0] if failed else TimeoutError(f"no answer within {CONNECT_S:g} s")
     if isinstance(cause, AuthorizationError) or "authorization" in str(cause).lower():
@@ -379,4 +447,6 @@ def _text(error: Exception) -> str:
         return f"certificate verify failed: {error.verify_message}"
     if isinstance(error, OSError) and error.errno:
         return (os.strerror(error.errno) if error.errno > 0 else str(error.strerror)).lower()
+    if isinstance(error, LookupError | TypeError | AttributeError):
+        return "what answers is no NATS server"
     return str(error).removeprefix("nats: ") or type(error).__name__

@@ -1,5 +1,6 @@
 """How to reach a NATS server, and as whom."""
 
+import re
 import ssl
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,10 @@ from messaging.errors import BadServerError
 
 SCHEMES: Final = ("tls", "nats")
 _SECRET_MAX: Final = 64 * 1024
+_AUTHORITIES_MAX: Final = 4 * 1024 * 1024
+_SEED: Final = re.compile("SU[A-Z2-7]{56}")
+_CREDENTIALS: Final = re.compile(r".*BEGIN NATS USER JWT-.*BEGIN USER NKEY SEED-.*", re.DOTALL)
+_TOKEN: Final = re.compile("[!-~]{1,1024}")
 
 
 @attrs.frozen(kw_only=True)
@@ -37,7 +42,8 @@ class Server:
     def problems(self) -> Iterator[str]:
         """What keeps this from being tried, in sentences."""
         if not _is_address(self.url):
-            yield f"{self.url[:80]!r} is no address such as tls://nats.example.org:4222"
+            shown = self.url.rpartition("@")[2]  # a password may stand before the @
+            yield f"{shown[:80]!r} is no address such as tls://nats.example.org:4222"
         given = [name for name in ("nkey_file", "credentials_file", "token_file") if getattr(self, name) is not None]
         if len(given) > 1:
             yield f"{' and '.join(name.replace('_', '-') for name in given)}: give one of them"
@@ -54,22 +60,22 @@ class Server:
         """
         try:
             return {**self._identity(), **self._tls()}
-        except (OSError, ssl.SSLError, UnicodeDecodeError) as error:
+        except (OSError, ssl.SSLError) as error:
             raise BadServerError(problems=(f"{self.url}: {_said(error)}",)) from error
 
     def _identity(self) -> dict[str, Any]:
         if self.nkey_file is not None:
-            return {"nkeys_seed_str": _secret(self.nkey_file)}
+            return {"nkeys_seed_str": _seed(self.nkey_file)}
         if self.credentials_file is not None:
-            _secret(self.credentials_file)
+            _secret(self.credentials_file, _CREDENTIALS, "holds no user's JWT and seed")
             return {"user_credentials": str(self.credentials_file)}
-        return {} if self.token_file is None else {"token": _secret(self.token_file)}
+        return {} if self.token_file is None else {"token": _secret(self.token_file, _TOKEN, "holds no token")}
 
     def _tls(self) -> dict[str, Any]:
         parts = urlsplit(self.url)
         if parts.scheme != "tls":
             return {}
-        context = ssl.create_default_context(cafile=None if self.ca_cert is None else str(self.ca_cert))
+        context = ssl.create_default_context() if self.ca_cert is None else _believing(self.ca_cert)
         if self.client_cert is not None and self.client_key is not None:
             context.load_cert_chain(self.client_cert, self.client_key)
         return {"tls": context, "tls_hostname": parts.hostname}
@@ -106,14 +112,36 @@ def _is_address(url: str) -> bool:
     return plain and parts.scheme in SCHEMES and bool(parts.hostname) and port != 0 and parts.path in ("", "/")
 
 
-def _secret(path: Path) -> str:
-    text = read_whole(path, _SECRET_MAX).decode("ascii").strip()
-    if not text:
-        raise OSError(0, "is empty", str(path))
+def _seed(path: Path) -> str:
+    import nkeys
+
+    lack = "holds no seed of a user's NKey"
+    text = _secret(path, _SEED, lack)
+    try:
+        nkeys.from_seed(bytearray(text.encode())).wipe()
+    except (nkeys.NkeysError, ValueError) as error:
+        raise OSError(0, lack, str(path)) from error
     return text
 
 
-def _said(error: OSError | ssl.SSLError | UnicodeDecodeError) -> str:
+def _secret(path: Path, form: re.Pattern[str], lack: str) -> str:
+    text = read_whole(path, _SECRET_MAX).decode("ascii", "replace").strip()
+    if form.fullmatch(text) is None:
+        raise OSError(0, lack, str(path))
+    return text
+
+
+def _believing(authority: Path) -> ssl.SSLContext:
+    try:
+        # Without a certificate in it, the system's authorities would be believed instead.
+        if b"-----BEGIN CERTIFICATE-----" in read_whole(authority, _AUTHORITIES_MAX):
+            return ssl.create_default_context(cafile=str(authority))
+    except ssl.SSLError as error:
+        raise OSError(0, f"is no PEM of certificates: {error.reason}", str(authority)) from error
+    raise OSError(0, "holds no certificate in PEM", str(authority))
+
+
+def _said(error: OSError | ssl.SSLError) -> str:
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
-    return "a key file is not text" if isinstance(error, UnicodeDecodeError) else f"TLS files: {error}"
+    return f"TLS files: {error}"

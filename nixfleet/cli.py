@@ -24,6 +24,12 @@ COMMANDS: Final = {
     "update": LazyCommand(
         where="nixfleet.commands.update:update", summary="Move a flake's inputs, build every host, merge what builds."
     ),
+    "build": LazyCommand(
+        where="nixfleet.commands.build:build", summary="Ask builders for hosts' systems, and watch them being built."
+    ),
+    "builder": LazyCommand(
+        where="nixfleet.commands.builder:builder", summary="Build hosts for whoever asks over NATS."
+    ),
     "revoke": LazyCommand(
         where="nixfleet.commands.revoke:revoke", summary="Revoke a host's certificates, by a signed list."
     ),

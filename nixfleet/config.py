@@ -30,6 +30,16 @@ SHARED: Final = (
     "ci_key",
     "org_root_key",
     "releases_dir",
+    "to",
+    "to_token_file",
+    "to_credentials_file",
+    "nats_url",
+    "nats_nkey_file",
+    "nats_credentials_file",
+    "nats_token_file",
+    "nats_ca_cert",
+    "nats_prefix",
+    "repo",
 )
 """Settings that more than one command reads; each also has the variable `NIXFLEET_<NAME>`."""
 

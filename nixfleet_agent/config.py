@@ -8,7 +8,7 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import urlsplit
 
 import attrs
@@ -16,10 +16,13 @@ import attrs
 from evidence.canonical import is_text
 from nixfleet_agent.activation.inhibitors import COMPONENTS
 from nixfleet_agent.errors import ConfigurationError
-from nixfleet_agent.options import BY_NAME, Raw, truth_of
+from nixfleet_agent.options import BY_NAME, Kind, Raw, truth_of
 from nixfleet_agent.windows import Window, WindowError, parse_window
 from state_machine.events import Settings, TargetPolicy
 from state_machine.values import FailurePolicy, HostName, RebootPolicy, Source, SwitchMethod
+
+if TYPE_CHECKING:
+    from messaging.server import Server
 
 T = TypeVar("T")
 
@@ -76,6 +79,9 @@ class Config:
     cache_urls: tuple[str, ...]
     metrics_port: int | None
     metrics_address: str
+    nats: "Server | None"
+    """Where to hear of news; None: nowhere, and nothing of it is in memory."""
+    news_prefix: str
     dry_run: bool
     allow_insecure: bool
     log_format: str
@@ -254,6 +260,8 @@ def _build(reader: _Reader) -> Config:
         cache_urls=_cache_urls(reader),
         metrics_port=_port(reader),
         metrics_address=_metrics_address(reader),
+        nats=_nats(reader),
+        news_prefix=_news_prefix(reader),
         dry_run=reader.flag("dry_run"),
         allow_insecure=reader.flag("allow_insecure"),
         log_format=reader.choice("log_format"),
@@ -374,6 +382,31 @@ def _can_be_listened_on(text: str) -> bool:
     except (UnicodeError, OSError):
         return False
     return _is_plain(text)
+
+
+def _nats(reader: _Reader) -> "Server | None":
+    files = [name for name in BY_NAME if name.startswith("nats_") and BY_NAME[name].kind is Kind.PATH]
+    if not reader.text("nats_url"):
+        for name in (*files, "news_prefix"):
+            if name in reader.raw:
+                reader.wrong(name, "is of no use without --nats-url")
+        return None
+    # Imported here: a host without such a server has nothing of it in memory.
+    from messaging.server import Server
+
+    paths = {name.removeprefix("nats_"): reader.path(name) for name in files}
+    server = Server(url=reader.required("nats_url"), **paths)
+    for problem in server.problems():
+        reader.wrong("nats_url", problem)
+    return server
+
+
+def _news_prefix(reader: _Reader) -> str:
+    text = reader.required("news_prefix")
+    plain = all(part and all(c.isascii() and (c.isalnum() or c in "-_") for c in part) for part in text.split("."))
+    if text and (not plain or len(text) > 200):
+        reader.wrong("news_prefix", f"{text[:80]!r} is no prefix of subjects, such as nixfleet.news")
+    return text
 
 
 def _cache_urls(reader: _Reader) -> tuple[str, ...]:

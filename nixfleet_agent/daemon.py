@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import trio
@@ -47,6 +47,9 @@ from state_machine.state import State
 from state_machine.values import Closure, WallMs, is_closure
 from wire.timestamps import format_rfc3339
 
+if TYPE_CHECKING:
+    from nixfleet_agent.workers.news import NewsWorker
+
 assert lean  # imported for what it keeps out, before anything imports httpx
 CLOSE_WITHIN_S: Final = 1.0
 """How long saying goodbye to the control plane may take; with what workers need to stop it stays under five seconds."""
@@ -66,6 +69,7 @@ class Parts:
     manager: ServiceManager
     telemetry: Telemetry
     opened: Opened
+    news: "NewsWorker | None"
 
 
 @attrs.frozen(kw_only=True)
@@ -134,6 +138,8 @@ async def _run_with(
 ) -> int:
     # Told to stop before it is over, a single run has not done what it was for.
     exit_status = 0 if once_within_s is None else once.NOT_OVER
+    if once_within_s is not None:  # it looks at once, and is over before there is news
+        config = attrs.evolve(config, nats=None)
     parts, observe = _assemble(config, host_key, probes, around, opened), around.platform.observe
     settings = attrs.evolve(config.settings(), holds=opened.holds)
     if once_within_s is not None:
@@ -222,7 +228,17 @@ def _assemble(
         manager=manager,
         telemetry=telemetry,
         opened=opened,
+        news=_news_worker(config, around),
     )
+
+
+def _news_worker(config: Config, around: Surroundings) -> "NewsWorker | None":
+    if config.nats is None:
+        return None
+    # Imported here: a host without such a server has nothing of it in memory.
+    from nixfleet_agent.workers.news import NewsWorker
+
+    return NewsWorker(config, config.nats, around.dice)
 
 
 def _start_helpers(parts: Parts, signals: Signals, nursery: trio.Nursery) -> None:
@@ -234,6 +250,8 @@ def _start_helpers(parts: Parts, signals: Signals, nursery: trio.Nursery) -> Non
         await parts.around.serve_control(parts.config.state_dir, lambda request: _answer(parts, request), restarts)
 
     nursery.start_soon(keep_going, "control", serve_control, restarts, name="control")
+    if (news := parts.news) is not None:
+        nursery.start_soon(keep_going, "news", lambda: news.run(lambda: _poke(parts)), restarts, name="news")
 
 
 async def _metrics_listeners(config: Config) -> list[trio.SocketListener]:
@@ -302,6 +320,8 @@ async def _answer(parts: Parts, request: Mapping[str, Any]) -> dict[str, Any]:
             said = document(state.known, state.session, parts.around.clock())
             said["contact"]["causes"] = dict(parts.telemetry.causes)
             said |= {"tags": list(parts.config.tags), "journal_error": parts.telemetry.journal_stuck}
+            if parts.news is not None:
+                said["news"] = parts.news.status()
             _name_windows(said["windows"], parts.config)
             return {**said, "process": _process(parts), "configured": _configured(parts.config)}
         case "poke":

@@ -4,18 +4,14 @@
 they are asked for; nothing is updated in between.
 """
 
-import json
-import logging
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import attrs
-import h11
 import trio
 
-from nixfleet_agent import __version__
+from nixfleet_agent import __version__, scraping
 from nixfleet_agent.status import reboot_required
-from nixfleet_agent.supervision import contain
 from nixfleet_agent.telemetry import Telemetry
 from state_machine.freshness import freshness_left_ms
 from state_machine.state import State, fact_backlog
@@ -23,12 +19,7 @@ from state_machine.values import Moment, Phase, ProbeStatus
 from state_machine.values import Source as FollowedSource
 
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
     from prometheus_client.core import GaugeMetricFamily, Metric
-
-REQUEST_TIMEOUT_S: Final = 10.0
-CONNECTIONS: Final = 16
-log = logging.getLogger(__name__)
 
 
 @attrs.frozen(kw_only=True)
@@ -172,53 +163,8 @@ async def serve(source: Source, listeners: list[trio.SocketListener]) -> None:
 
     registry = CollectorRegistry()
     registry.register(Collector(source))
-    limit = trio.CapacityLimiter(CONNECTIONS)
 
-    async def answer(stream: trio.SocketStream) -> None:
-        async with limit, stream:
-            with trio.move_on_after(REQUEST_TIMEOUT_S):
-                await contain("metrics", lambda: _serve_one(stream, registry, source), source.telemetry.worker_restarts)
+    def trouble() -> str:
+        return source.telemetry.journal_stuck or source.state().known.settings.holds or ""
 
-    await trio.serve_listeners(answer, listeners)
-
-
-async def _serve_one(stream: trio.SocketStream, registry: "CollectorRegistry", source: Source) -> None:
-    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=16 * 1024)
-    try:
-        request = await _next_request(stream, connection)
-        if request is None:
-            return
-        status, kind, body = _respond(request, registry, source)
-        headers = [("Content-Type", kind), ("Content-Length", str(len(body))), ("Connection", "close")]
-        parts = [connection.send(h11.Response(status_code=status, headers=headers))]
-        if request.method != b"HEAD":
-            parts.append(connection.send(h11.Data(data=body)))
-        parts.append(connection.send(h11.EndOfMessage()))
-        await stream.send_all(b"".join(part for part in parts if part))
-    except (h11.ProtocolError, trio.BrokenResourceError) as error:
-        log.debug("a scrape came to nothing: %s", error)
-
-
-async def _next_request(stream: trio.SocketStream, connection: h11.Connection) -> h11.Request | None:
-    while True:
-        event = connection.next_event()
-        if isinstance(event, h11.Request):
-            return event
-        if event is not h11.NEED_DATA:
-            return None
-        connection.receive_data(await stream.receive_some(16 * 1024))
-
-
-def _respond(request: h11.Request, registry: "CollectorRegistry", source: Source) -> tuple[int, str, bytes]:
-    from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-
-    path = request.target.partition(b"?")[0]
-    if request.method not in (b"GET", b"HEAD"):
-        return 405, "text/plain", b"only GET\n"
-    if path == b"/metrics":
-        return 200, CONTENT_TYPE_LATEST, generate_latest(registry)
-    if path == b"/healthz":
-        trouble = source.telemetry.journal_stuck or source.state().known.settings.holds
-        body = json.dumps({"ok": not trouble} | ({"reason": trouble} if trouble else {}))
-        return 503 if trouble else 200, "application/json", body.encode() + b"\n"
-    return 404, "text/plain", b"there are /metrics and /healthz\n"
+    await scraping.serve(registry, trouble, listeners, source.telemetry.worker_restarts)

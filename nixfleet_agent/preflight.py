@@ -34,7 +34,7 @@ def problems(raw: Raw) -> list[str]:
     """A line for each problem, naming the flag and the way out; empty when there is none."""
     config, found = examine(raw)
     checks: tuple[Callable[[Config], None], ...] = (
-        *(_keys, _trust, _identity, _api_key, _probes, _hooks, _state_dir, _places, _method),
+        *(_keys, _trust, _identity, _api_key, _nats, _probes, _hooks, _state_dir, _places, _method),
     )
     return [*found, *(line for check in checks for line in _outcome(check, config))]
 
@@ -125,6 +125,16 @@ def _api_key(config: Config) -> None:
         from nixfleet_agent.sources.gradient_server import read_key
 
         read_key(config.gradient_api_key_file)
+
+
+def _nats(config: Config) -> None:
+    if config.nats is not None and not any(config.nats.problems()):
+        from messaging.errors import BadServerError
+
+        try:
+            config.nats.options()
+        except BadServerError as error:
+            raise ConfigurationError(problems=tuple(f"--nats-url: {line}" for line in error.problems)) from error
 
 
 def _hooks(config: Config) -> None:

@@ -301,6 +301,10 @@ def _record(said: Mapping[str, Any], view: View) -> Iterator[Row]:
     if said["outbox"]:
         waiting = ", ".join(f"{count} of {rollout}" for rollout, count in said["outbox"].items())
         yield Row("Outbox", f"facts not delivered yet: {waiting}")
+    if news := said.get("news"):
+        connected = news["state"] == "connected"
+        yield Row("News", f" {news['server']}" if connected else f": {news['why'] or news['server']}",
+                  "connected to" if connected else "trying", None if connected else Tint.WARN)  # fmt: skip
     if said.get("journal_error"):
         yield Row("Journal", f": {said['journal_error']}", "not usable", Tint.BAD)
 

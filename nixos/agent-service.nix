@@ -21,6 +21,7 @@ let
     agent.flags cfg
     ++ (import ./shared/render-source.nix { inherit lib; }).rebootFlags cfg
     ++ optional (cfg.deferFor != null) "--defer-for=${if cfg.deferFor == [ ] then "none" else lib.concatStringsSep "," cfg.deferFor}";
+  natsSecrets = (import ./shared/render-nats.nix { inherit lib; }).secrets cfg.nats;
   hasToken = cfg.bootstrapTokenFile != null;
   hasApiKey = cfg.source == "gradient" && cfg.gradient.apiKeyFile != null;
 in
@@ -33,6 +34,7 @@ in
       # systemd's own word for the credentials' directory.
       ++ optional hasToken ''"--bootstrap-token-file=%d/bootstrap-token"''
       ++ optional hasApiKey ''"--gradient-api-key-file=%d/gradient-api-key"''
+      ++ map (name: "\"--${name}=%d/${name}\"") (builtins.attrNames natsSecrets)
       ++ map words.execWord (more ++ cfg.extraArgs ++ subCommand)
     );
 
@@ -77,17 +79,20 @@ in
       StateDirectory = lib.concatStringsSep " " stateDirectories;
       StateDirectoryMode = "0700";
     }
-    // optionalAttrs (hasToken || hasApiKey) {
+    // optionalAttrs (hasToken || hasApiKey || natsSecrets != { }) {
       # A copy that only this service can read, wherever the secret is kept.
       LoadCredential =
         optional hasToken "bootstrap-token:${words.literal cfg.bootstrapTokenFile}"
-        ++ optional hasApiKey "gradient-api-key:${words.literal cfg.gradient.apiKeyFile}";
+        ++ optional hasApiKey "gradient-api-key:${words.literal cfg.gradient.apiKeyFile}"
+        ++ lib.mapAttrsToList (name: path: "${name}:${words.literal path}") natsSecrets;
     }
-    // optionalAttrs hasToken {
+    // optionalAttrs (hasToken || natsSecrets != { }) {
       # systemd would not start a service whose credential's file does not exist (status 243/CREDENTIALS), and a token
       # file is often gone after the first boot; but one that is set here as well falls back to that (systemd.exec(5),
       # SetCredential=). With `null` for a token, an agent that has its certificate does not care, and one that has none
-      # says so. An API key is needed for good: there it is right that the service does not start.
-      SetCredential = "bootstrap-token:null";
+      # says so. Without its key for NATS it hears no news and says so. An API key is needed for good: there it is right
+      # that the service does not start.
+      SetCredential =
+        optional hasToken "bootstrap-token:null" ++ map (name: "${name}:absent") (builtins.attrNames natsSecrets);
     };
 }

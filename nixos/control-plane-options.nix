@@ -108,6 +108,11 @@ in
     };
     metricsOpenFirewall = flag "Open the firewall for the port of `metricsListen`.";
 
+    nats = import ./shared/nats-options.nix {
+      inherit lib;
+      does = "the control plane looks at the artifacts";
+    };
+
     retentionDays = mkOption {
       type = types.ints.positive;
       default = 90;

@@ -5,5 +5,6 @@
     ./flake-updater.nix
     ./nixfleet-agent.nix
     ./nixfleet-control-plane.nix
+    ./release.nix
   ];
 }

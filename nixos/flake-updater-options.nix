@@ -88,6 +88,14 @@ in
       timeout = text "30m" "Deadline of one try.";
     };
 
+    release = {
+      enable = switch false "Release what the main branch has after each run that did not fail, by `nixfleet release --flake`.";
+      args = texts ''
+        More arguments of `nixfleet release`: where the key is (`--ci-key`, outside of the store), where it goes (`--to`), what fills
+        the cache (`--copy-to`) and which cache is looked in (`--cache`).'';
+      timeout = text "6h" "Its deadline.";
+    };
+
     ntfyServer = text "https://ntfy.sh" "The ntfy server.";
     ntfyTopic = text "" "The topic at the ntfy server. Empty: ntfy is told nothing.";
     ntfyTokenFile = file "Access token for the ntfy server, that `user` may read.";

@@ -12,6 +12,7 @@ let
   cfg = config.services.nixfleet-control-plane;
   words = import ./shared/systemd-words.nix { inherit lib; };
   renderTrust = import ./shared/render-trust.nix { inherit lib; };
+  renderNats = import ./shared/render-nats.nix { inherit lib; };
   option = "services.nixfleet-control-plane";
   etcTrust = "/etc/nixfleet/cp/trust.json";
 
@@ -24,7 +25,7 @@ let
     fleet-ca-key = cfg.fleetCaKey;
     artifacts-token-file = cfg.artifactsTokenFile;
     artifacts-ca-cert = cfg.artifactsCaCert;
-  };
+  } // renderNats.secrets cfg.nats;
 
   flag = name: value: optional (value != null) "--${name}=${if builtins.isString value then value else toJSON value}";
   flags =
@@ -39,6 +40,7 @@ let
     ++ flag "db-path" cfg.dbPath
     ++ flag "closure-upstream" cfg.closureUpstream
     ++ flag "metrics-listen" cfg.metricsListen
+    ++ renderNats.flags cfg.nats
     ++ flag "retention-days" cfg.retentionDays
     ++ optional cfg.strict "--strict"
     ++ optional cfg.requireEvidence "--require-evidence"
@@ -108,6 +110,7 @@ let
       "${option}.metricsOpenFirewall is set, but ${option}.metricsListen is ${cfg.metricsListen}, on loopback, where nobody else can reach it: set 0.0.0.0 in front of the port."
     ++ optional (cfg.trust != null && "${cfg.trustFile}" != etcTrust)
       "${option}.trust and ${option}.trustFile are both set: trust is written to ${etcTrust}, and the control plane would read ${cfg.trustFile}. Remove one of them."
+    ++ renderNats.problems option cfg.nats
     ++ optionals (cfg.trust != null) (renderTrust.problems "${option}.trust" cfg.trust);
 in
 {

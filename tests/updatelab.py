@@ -6,6 +6,7 @@ Systems are small derivations that a word of an input decides about. Nix has a s
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -42,9 +43,24 @@ _FLAKE: Final = """{
       nixosConfigurations.web1 = system "web1";
       nixosConfigurations.db1 = system "db1";
       darwinConfigurations.mac1.system = (system "mac1").config.system.build.toplevel;
+      # Once there is one; see `UpdateLab.describe`.
+      fleet = (import ./library/fleet { lib = import ./library/lib; }).mkFleet ./fleet.nix;
     };
 }
 """
+
+_LIBRARY: Final = Path(__file__).parents[1] / "nix/fleet"
+_LIB: Final = Path(__file__).parent / "modules/lib"
+
+SMALL_FLEET: Final = """{
+  channels.stable = { rolloutPolicy = "at-once"; freshnessWindow = 1440; };
+  rolloutPolicies.at-once.strategy = "all-at-once";
+  hosts.web1 = { system = "x86_64-linux"; channel = "stable"; tags = [ "web" ]; };
+  hosts.db1 = { system = "x86_64-linux"; channel = "stable"; };
+  hosts.mac1 = { system = "aarch64-darwin"; channel = "stable"; };
+}
+"""
+"""Every host of the lab's flake, on one channel."""
 
 _BUILD: Final = """echo "building $host with $word and $also" >&2
 case "$word-$host" in
@@ -136,6 +152,30 @@ class UpdateLab:
         (where / "flake.nix").write_text(f'{{ outputs = _: {{ word = "{word}"; }}; }}\n')
         self.git("add", ".", where=where)
         self.git("commit", "--quiet", "--message", word, where=where)
+
+    def describe(self, fleet: str = SMALL_FLEET) -> str:
+        """Give the flake a description of the fleet, and commit it: the commit."""
+        for source, name in ((_LIBRARY, "fleet"), (_LIB, "lib")):
+            shutil.copytree(source, self.fleet / "library" / name, dirs_exist_ok=True)
+        (self.fleet / "fleet.nix").write_text(fleet)
+        return self.commit("a description of the fleet")
+
+    def commit(self, message: str) -> str:
+        """Commit what the checkout has: the commit."""
+        self.git("add", ".")
+        self.git("commit", "--quiet", "--message", message)
+        return self.git("rev-parse", "HEAD")
+
+    def move(self, word: str) -> str:
+        """Move the input `words`, lock it and commit that: the commit."""
+        self.say("words", word)
+        ran = self.run("nix", "flake", "update", where=self.fleet)
+        assert ran.status == 0, ran.err
+        return self.commit(word)
+
+    def nixfleet(self, *words: str, patience_s: float = 120) -> Ran:
+        """A command of the release tool, in the checkout."""
+        return self.run(sys.executable, "-m", "nixfleet", *words, where=self.fleet, patience_s=patience_s)
 
     def words(self, *more: str) -> list[str]:
         return [sys.executable, "-m", "nixfleet", "update", *more]

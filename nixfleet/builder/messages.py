@@ -8,6 +8,7 @@ for the same thing asks for the same job: a job is what is to be built, not who 
 import enum
 import hashlib
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import Any, Final, TypeVar
@@ -25,6 +26,7 @@ _HOST: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,252}", re.ASCII)
 _REVISION: Final = re.compile(r"(?!.*(\.\.|//|@\{))[A-Za-z0-9_][A-Za-z0-9._/+-]{0,199}(?<![./])", re.ASCII)
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}", re.ASCII)
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+_PREFIX: Final = re.compile(r"[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,64}){0,7}", re.ASCII)
 _SAFE_TOKEN: Final = re.compile(r"[^A-Za-z0-9_-]")
 
 _TYPES: Final[Mapping[Any, tuple[type, ...]]] = {str: (str,), int: (int,), float: (float, int)}
@@ -113,6 +115,8 @@ class Progress:
     """The end of the log, when failed."""
     why: str = ""
     """Why it failed or was refused, in a sentence."""
+    ended: int = 0
+    """How many builders ended while they built it, before this one began."""
 
 
 @attrs.frozen(kw_only=True)
@@ -123,12 +127,38 @@ class Cancel:
     asked_by: str
 
 
+@attrs.frozen(kw_only=True)
+class HostsQuestion:
+    """Somebody asks what can be built before they ask for it."""
+
+    repository: str = ""
+    """Empty: the only one the builder has."""
+    revision: str = ""
+    """As in a request."""
+    names_only: bool = False
+    """Only what the repository is called: nothing is fetched for it, and nothing evaluated."""
+
+
+@attrs.frozen(kw_only=True)
+class HostsAnswer:
+    """What can be built."""
+
+    repository: str = ""
+    commit: str = ""
+    """What the revision meant."""
+    hosts: tuple[str, ...] = ()
+    """Those of the flake that this builder builds."""
+    why: str = ""
+    """Why there is no answer, in a sentence; empty: there is one."""
+
+
 _converter: Final = cattrs.Converter(omit_if_default=True)
 
 
-def encode(message: Request | Progress | Cancel) -> bytes:
-    """A message as it goes over the wire: JSON."""
-    return json.dumps(_converter.unstructure(message), ensure_ascii=False, separators=(",", ":")).encode()
+def encode(message: Request | Progress | Cancel | HostsQuestion | HostsAnswer) -> bytes:
+    """A message as it goes over the wire: JSON. Half a character, which no encoding has, becomes `?`."""
+    text = json.dumps(_converter.unstructure(message), ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "replace")
 
 
 def decode_request(data: bytes) -> Request:
@@ -176,6 +206,31 @@ def decode_cancel(data: bytes) -> Cancel:
     return _decode(data, Cancel)
 
 
+def decode_hosts_question(data: bytes) -> HostsQuestion:
+    """Read a question for hosts.
+
+    Raises:
+        MessageError: it is too long, is none, or a name in it is none.
+    """
+    if len(data) > REQUEST_MAX:
+        raise MessageError(f"a question of {len(data)} bytes; at most {REQUEST_MAX}")
+    question = _decode(data, HostsQuestion)
+    if not _REPOSITORY.fullmatch(question.repository or "any"):
+        raise MessageError(f"{question.repository[:80]!r} is no name of a repository")
+    if not _REVISION.fullmatch(question.revision or "HEAD"):
+        raise MessageError(f"{question.revision[:80]!r} is no revision")
+    return question
+
+
+def decode_hosts_answer(data: bytes) -> HostsAnswer:
+    """Read which hosts there are.
+
+    Raises:
+        MessageError: it does not say.
+    """
+    return _decode(data, HostsAnswer)
+
+
 def _decode(data: bytes, of: type[T]) -> T:
     try:
         given: Any = json.loads(data)
@@ -189,10 +244,21 @@ def _decode(data: bytes, of: type[T]) -> T:
 
 
 def _check(field: "attrs.Attribute[Any]", given: dict[str, Any]) -> None:
-    """Take no number for a text: a converter would make one of the other without a word."""
-    value, wanted = given.get(field.name), _TYPES.get(field.type)
-    if value is not None and wanted is not None and (not isinstance(value, wanted) or isinstance(value, bool)):
+    """Take no number and no null for a text: a converter would make one of the other without a word."""
+    if field.name not in given:
+        if field.default is attrs.NOTHING:
+            raise MessageError(f"`{field.name}` is missing")
+        return
+    value, wanted = given[field.name], _TYPES.get(field.type)
+    if wanted is not None and (not isinstance(value, wanted) or isinstance(value, bool)):
         raise MessageError(f"`{field.name}` must be of type {wanted[0].__name__}")
+    if field.type == tuple[str, ...] and not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+        raise MessageError(f"`{field.name}` must be a list of texts")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise MessageError(f"`{field.name}` must be a number")
+    for text in value if isinstance(value, list) else [value]:
+        if isinstance(text, str):
+            text.encode()  # JSON can spell half a character, which nobody could print or send on
 
 
 @attrs.frozen(kw_only=True)
@@ -233,14 +299,24 @@ class Subjects:
         return f"{self.prefix}.cancel.*"
 
     @property
+    def hosts(self) -> str:
+        """Where it is asked what can be built."""
+        return f"{self.prefix}.hosts"
+
+    @property
     def stream(self) -> str:
         """The name of the work queue's stream, which has no dots."""
-        return f"{token(self.prefix).upper()}_JOBS"
+        return f"{_SAFE_TOKEN.sub('_', self.prefix).upper()}_JOBS"
 
     @property
     def bucket(self) -> str:
-        """The name of the bucket with the state of jobs."""
-        return f"{token(self.prefix)}-jobs"
+        """The name of the bucket with the state of jobs. Clients take letters, digits, `_` and `-` for one only."""
+        return f"{_SAFE_TOKEN.sub('_', self.prefix)}-jobs"
+
+
+def is_prefix(text: str) -> bool:
+    """Subjects may begin so."""
+    return _PREFIX.fullmatch(text) is not None
 
 
 def token(text: str) -> str:

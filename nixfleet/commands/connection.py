@@ -38,27 +38,44 @@ def to_control_plane(command: Callable[..., None]) -> Callable[..., None]:
     """Add the four options and hand them to the command as one `endpoint`."""
 
     @functools.wraps(command)
-    def with_endpoint(
-        *args: Any,
-        control_plane_url: str | None,
-        ca_cert: Path | None,
-        client_cert: Path | None,
-        client_key: Path | None,
-        **kwargs: Any,
-    ) -> None:
-        if not control_plane_url:
+    def with_endpoint(*args: Any, **kwargs: Any) -> None:
+        given = _taken(kwargs)
+        if not given["control_plane_url"]:
             raise MissingSettingError(
                 flag="--control-plane-url", variable="NIXFLEET_CONTROL_PLANE_URL", what="the control plane's URL"
             )
-        endpoint = Endpoint(
-            url=control_plane_url,
-            ca_cert=options.required(ca_cert, "--ca-cert", "the fleet's CA certificate"),
-            client_cert=options.required(client_cert, "--client-cert", "the operator certificate"),
-            client_key=options.required(client_key, "--client-key", "the operator certificate's key"),
-        )
-        command(*args, endpoint=endpoint, **kwargs)
+        command(*args, endpoint=_endpoint(**given), **kwargs)
 
-    decorated: Callable[..., None] = with_endpoint
+    return _with_options(with_endpoint)
+
+
+def to_control_plane_if_any(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for a command that can do without: `endpoint` is None unless all four are configured."""
+
+    @functools.wraps(command)
+    def with_endpoint(*args: Any, **kwargs: Any) -> Any:
+        given = _taken(kwargs)
+        return command(*args, endpoint=_endpoint(**given) if all(given.values()) else None, **kwargs)
+
+    return _with_options(with_endpoint)
+
+
+def _with_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_OPTIONS):
-        decorated = option(decorated)
-    return decorated
+        command = option(command)
+    return command
+
+
+def _taken(kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {name: kwargs.pop(name) for name in ("control_plane_url", "ca_cert", "client_cert", "client_key")}
+
+
+def _endpoint(
+    *, control_plane_url: str, ca_cert: Path | None, client_cert: Path | None, client_key: Path | None
+) -> Endpoint:
+    return Endpoint(
+        url=control_plane_url,
+        ca_cert=options.required(ca_cert, "--ca-cert", "the fleet's CA certificate"),
+        client_cert=options.required(client_cert, "--client-cert", "the operator certificate"),
+        client_key=options.required(client_key, "--client-key", "the operator certificate's key"),
+    )

@@ -6,7 +6,7 @@ import click
 
 from evidence.signature import Algorithm, PublicKey
 from nixfleet.clock import wall_now
-from nixfleet.commands import options
+from nixfleet.commands import options, signing
 from nixfleet.keys import keyset, rotate
 from nixfleet.terminal import print_json, print_table
 from state_machine.values import WallMs
@@ -80,7 +80,12 @@ def keygen(
 @options.trust_file
 @click.option("--role", type=options.MemberType(rotate.Role), required=True, help="Whose key.")
 @click.option("--new-key", type=options.FILE, help="Where the new private key is written; must not exist.")
-@click.option("--algorithm", type=_ALGORITHM, default=Algorithm.ED25519.value, help="Of the new key.")
+@click.option(
+    "--key",
+    type=options.KEY,
+    help="Move on to this key, which exists: agent:..., command:... or a file, as --ci-key has them.",
+)
+@click.option("--algorithm", type=_ALGORITHM, default=Algorithm.ED25519.value, help="Of the key that --new-key makes.")
 @click.option("--compromised", is_flag=True, help="Drop the old key at once and refuse what it signed so far.")
 @click.option("--reject-before", type=options.INSTANT, help="With --compromised: the incident.  [default: now]")
 @click.option("--finish", is_flag=True, help="Drop the previous key, at the end of the grace period.")
@@ -88,6 +93,7 @@ def rotate_key(
     trust_file: Path | None,
     role: rotate.Role,
     new_key: Path | None,
+    key: str | None,
     algorithm: Algorithm,
     compromised: bool,
     reject_before: WallMs | None,
@@ -96,31 +102,37 @@ def rotate_key(
     """Move the CI release key or the org root on in a trust file, which then goes to every host.
 
     First `rotate`: the old key stays accepted as previous. Then deploy the file, sign with the new key, and at the end
-    of the grace period `rotate --finish`.
+    of the grace period `rotate --finish`. A key that is in no file is moved on to with --key.
     """
     trust = options.required(trust_file, "--trust-file", "the trust file")
     if finish:
-        _finish(trust, role, new_key, compromised)
+        if new_key is not None or key is not None or compromised:
+            raise click.UsageError("--finish goes alone: it makes no key")
+        _finish(trust, role)
         return
-    if new_key is None:
-        raise click.UsageError("--new-key says where the new private key is written")
+    if (new_key is None) == (key is None):
+        raise click.UsageError("--new-key says where a new private key is written, --key which one exists: give one")
+    to = new_key if key is None else signing.open_signer(key, f"new {role} key").public_key
+    assert to is not None
+    if isinstance(to, PublicKey):
+        algorithm = to.algorithm
     if role is rotate.Role.ORG_ROOT and algorithm is not Algorithm.ED25519:
         raise click.UsageError("the org root is an ed25519 key: tokens know no other")
     if reject_before is not None and not compromised:
         raise click.UsageError("--reject-before goes with --compromised")
     if compromised:
-        public = rotate.replace_compromised(trust, role, new_key, algorithm, options.instant(reject_before))
-        click.echo(f"{role} is now {_shown(public)} alone; sign everything again with {new_key} and deploy {trust}")
+        public = rotate.replace_compromised(trust, role, to, algorithm, options.instant(reject_before))
+        click.echo(
+            f"{role} is now {_shown(public)} alone; sign everything again with {new_key or 'it'} and deploy {trust}"
+        )
     else:
-        public = rotate.rotate(trust, role, new_key, algorithm)
+        public = rotate.rotate(trust, role, to, algorithm)
         days = rotate.GRACE_DAYS[role]
         click.echo(f"{role} is now {_shown(public)}, the old key stays accepted; deploy {trust} before signing with it")
         click.echo(f"in {days} days: nixfleet keygen rotate --role {role} --trust-file {trust} --finish")
 
 
-def _finish(trust: Path, role: rotate.Role, new_key: Path | None, compromised: bool) -> None:
-    if new_key is not None or compromised:
-        raise click.UsageError("--finish goes alone: it makes no key")
+def _finish(trust: Path, role: rotate.Role) -> None:
     dropped = rotate.finish(trust, role)
     click.echo(f"the previous {role} key is dropped; deploy {trust}" if dropped else f"{role} has no previous key")
 

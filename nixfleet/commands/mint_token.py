@@ -10,14 +10,14 @@ import click
 from evidence.host_key import fingerprint as fingerprint_of
 from evidence.ssh_format import SshFormatError, parse_openssh_public
 from nixfleet.clock import wall_now
-from nixfleet.commands import options, signing
+from nixfleet.commands import options, signing, targets
 from nixfleet.errors import ConfigurationError, ExistsError, NoDirectoryError
 from nixfleet.files import PRIVATE, create_file, read_bytes
 from nixfleet.keys import tokens
 from nixfleet.keys.hints import about_host
-from nixfleet.release.publish import published_document
-from nixfleet.release.sign import load_signer
-from nixfleet.release.staging import FLEET, NONCES
+from nixfleet.release.published import published_document
+from nixfleet.release.staging import FLEET
+from nixfleet.release.target import Target
 from nixfleet.terminal import note
 
 _FINGERPRINT_SIZE = 32
@@ -37,9 +37,9 @@ class NotAKeyError(ConfigurationError):
 @click.option(
     "--nonces-file",
     type=options.FILE,
-    help="The signed allow-list to extend.  [default: bootstrap-nonces.json in the releases directory]",
+    help="The signed allow-list to extend.  [default: bootstrap-nonces.json where releases are published]",
 )
-@options.releases_dir
+@targets.to_target
 @options.trust_file
 @click.option("--minted-by", help="Who is noted on the list.  [default: the user's name]")
 @click.option("--out", type=options.FILE, help="Write the token to this new file, mode 0600, not to standard output.")
@@ -47,11 +47,11 @@ def mint_token(
     hostname: str,
     pubkey: Path | None,
     fingerprint: str | None,
-    org_root_key: Path | None,
-    ci_key: Path | None,
+    org_root_key: str | None,
+    ci_key: str | None,
     validity: int,
     nonces_file: Path | None,
-    releases_dir: Path,
+    target: Target,
     trust_file: Path | None,
     minted_by: str | None,
     out: Path | None,
@@ -64,19 +64,16 @@ def mint_token(
     if (pubkey is None) == (fingerprint is None):
         raise click.UsageError("give --pubkey or --fingerprint, one of the two")
     print_of_key = _fingerprint(pubkey, fingerprint)
-    root = load_signer(options.required(org_root_key, "--org-root-key", "the org root key"), "org root key")
-    signing.check_trusted(root, signing.org_root_slot(trust_file), "org root key", "orgRootKey")
+    root = signing.org_root_signer(org_root_key, trust_file)
     ci = signing.ci_signer(ci_key, trust_file)
     # Before the list is touched: a token that cannot be written would leave its nonce behind.
     if out is not None:
         _require_place(out)
-    if (hint := about_host(published_document(releases_dir / FLEET), hostname, print_of_key)) is not None:
+    if (hint := about_host(published_document(target, FLEET), hostname, print_of_key)) is not None:
         note(hint)
     now = wall_now()
     minted = tokens.mint(hostname, print_of_key, root, now, validity * 1000, minted_by or options.user())
-    listed = tokens.allow_nonce(
-        nonces_file or releases_dir / NONCES, minted.entry, ci, now, signing.ci_slot(trust_file)
-    )
+    listed = tokens.allow_nonce(nonces_file or target, minted.entry, ci, now, signing.ci_slot(trust_file))
     text = json.dumps(minted.token, indent=2) + "\n"
     if out is None:
         click.echo(text, nl=False)

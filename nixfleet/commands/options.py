@@ -7,9 +7,10 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from evidence.documents import is_channel, is_host_name
 from nixfleet.clock import parse_duration_s, wall_now
@@ -17,6 +18,8 @@ from nixfleet.errors import MissingSettingError
 from nixfleet.release.description import base_name
 from state_machine.values import WallMs, is_closure
 from wire.timestamps import TimestampError, parse_rfc3339
+
+Given = TypeVar("Given", Path, str)
 
 FILE = click.Path(path_type=Path, dir_okay=False)
 DIRECTORY = click.Path(path_type=Path, file_okay=False)
@@ -62,6 +65,20 @@ class MemberType(click.Choice[Any]):
         return self.members(super().convert(value, param, ctx))
 
 
+class KeyType(click.ParamType[str]):
+    """A key to sign with, by the name that `signing.open_signer` takes; completed as a file."""
+
+    name = "KEY"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text itself: what is wrong with it is found when it is opened."""
+        return str(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        """Files: the other forms are typed."""
+        return [CompletionItem(incomplete, type="file")]
+
+
 class CheckedType(click.ParamType[str]):
     """Text of one form, which `fits` knows."""
 
@@ -100,6 +117,7 @@ CACHE_NAME = CheckedType(
 DAYS = click.IntRange(min=1, max=36_500)
 
 INSTANT = InstantType()
+KEY = KeyType()
 DURATION = DurationType()
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Write one JSON document instead of text.")
@@ -110,14 +128,19 @@ trust_file = click.option(
 
 ci_key = click.option(
     "--ci-key",
-    type=FILE,
+    type=KEY,
     envvar="NIXFLEET_CI_KEY",
     show_envvar=True,
-    help="The CI release key: an ed25519 or P-256 private key, as PEM or in OpenSSH's format.",
+    help="The CI release key: a private key file (ed25519 or P-256; PEM or OpenSSH's format), agent:FILE.pub or "
+    "agent:SHA256:... for a key in ssh-agent, or command:WORDS for one that a command signs with.",
 )
 
 org_root_key = click.option(
-    "--org-root-key", type=FILE, envvar="NIXFLEET_ORG_ROOT_KEY", show_envvar=True, help="The org root's private key."
+    "--org-root-key",
+    type=KEY,
+    envvar="NIXFLEET_ORG_ROOT_KEY",
+    show_envvar=True,
+    help="The org root's private key, given as --ci-key is.",
 )
 
 releases_dir = click.option(
@@ -135,7 +158,7 @@ now = click.option(
 )
 
 
-def required(value: Path | None, flag: str, what: str) -> Path:
+def required(value: Given | None, flag: str, what: str) -> Given:
     """The value of a shared option that this command needs.
 
     Raises:

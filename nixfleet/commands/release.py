@@ -1,86 +1,102 @@
-"""`nixfleet release`: from a fleet description to signed files that hosts will act on."""
+"""`nixfleet release`: from a flake or a fleet description to signed files that hosts will act on."""
 
-from collections.abc import Sequence
+import functools
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import attrs
 import click
 
 from nixfleet.clock import wall_now
-from nixfleet.commands import options, signing
-from nixfleet.release.changes import Change, ChangeKind
+from nixfleet.commands import options, release_options, signing, targets
+from nixfleet.commands.cache_check import CacheChecking, checked_document, show_checked, with_cache_check
+from nixfleet.commands.cache_fill import CacheFilling, cache_fill
+from nixfleet.commands.quarantine_check import QuarantineCheck, quarantine_check
+from nixfleet.commands.release_shown import (
+    Packages,
+    not_due,
+    plan_document,
+    published_document,
+    show_plan,
+    show_published,
+)
 from nixfleet.release.commit import head_of
-from nixfleet.release.example import EXAMPLE
+from nixfleet.release.description import Description
+from nixfleet.release.due import due_at
 from nixfleet.release.plan import Plan, plan_release
-from nixfleet.release.publish import Published, publish_release, refresh_release
+from nixfleet.release.pruning import Pruning
+from nixfleet.release.publish import publish_release, refresh_release, slot_of
 from nixfleet.release.read import read_description
-from nixfleet.terminal import BUSY, GOOD, QUIET, WARN, Cell, note, print_json, print_line, print_table
-from wire.timestamps import format_rfc3339
+from nixfleet.release.target import Target
+from nixfleet.terminal import is_terminal, note, print_json
+from state_machine.values import Closure, HostName
 
-_STYLES = {
-    ChangeKind.NEW: GOOD,
-    ChangeKind.CHANGED: BUSY,
-    ChangeKind.SAME: QUIET,
-    ChangeKind.REMOVED: WARN,
-}
+if TYPE_CHECKING:
+    from nixfleet.release.flake import LockedFlake
+    from nixfleet.update.builds import Builder
 
 
-def _pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str]:
-    pairs = dict(value.partition("=")[::2] for value in values)
-    if len(pairs) != len(values) or not all(host and path for host, path in pairs.items()):
-        raise click.BadParameter("write --closure HOST=STORE_PATH, once for each host", ctx, param)
-    return pairs
+@attrs.frozen(kw_only=True)
+class _Wanted:
+    """What is to be released, wherever it was described. `head` is asked when nobody names a commit."""
+
+    description: Description
+    head: Callable[[], str | None]
+    notices: tuple[str, ...] = ()
 
 
-def _show_example(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
-    if wanted:
-        click.echo(EXAMPLE, nl=False)
-        ctx.exit()
+@attrs.frozen(kw_only=True)
+class _Building:
+    """How a flake's hosts are built."""
+
+    build: bool
+    builder: str
+    jobs: int
+    build_timeout: int
 
 
 @click.command()
-@click.argument("description", type=options.FILE, required=False)
-@click.option(
-    "--closure",
-    "closures",
-    multiple=True,
-    callback=_pairs,
-    metavar="HOST=STORE_PATH",
-    help="What a host is to run, instead of what the description says; may be repeated.",
-)
+@release_options.intent
+@release_options.flake
 @options.ci_key
-@options.releases_dir
-@click.option(
-    "--commit",
-    type=options.COMMIT,
-    help="The commit, in hex, that rollouts are named after.  [default: git's HEAD, else a hash]",
-)
-@click.option("--new-rollout", is_flag=True, help="Open new rollouts even when nothing changes for any host.")
-@click.option("--refresh", is_flag=True, help="Sign what is published once more, unchanged; needs no description.")
+@targets.if_due
+@targets.to_target
+@targets.pruned
+@with_cache_check
 @options.trust_file
-@click.option("--dry-run", is_flag=True, help="Check, show what would change, write nothing; needs no key.")
-@options.as_json
-@click.option(
-    "--example",
-    is_flag=True,
-    is_eager=True,
-    expose_value=False,
-    callback=_show_example,
-    help="Print a description to begin from, with every member explained, and stop.",
-)
+@cache_fill
+@quarantine_check
+@release_options.shown
 def release(
     description: Path | None,
     closures: Any,
-    ci_key: Path | None,
-    releases_dir: Path,
     commit: str | None,
     new_rollout: bool,
     refresh: bool,
+    flake: str | None,
+    build: bool,
+    builder: str,
+    jobs: int,
+    build_timeout: int,
+    ci_key: str | None,
+    target: Target,
+    pruning: Pruning,
+    if_due: bool,
+    cache_checking: CacheChecking,
     trust_file: Path | None,
+    filling: CacheFilling,
+    quarantine: QuarantineCheck,
+    changes: bool | None,
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Resolve DESCRIPTION, sign it and publish it: fleet.resolved.json and one rollout manifest per channel.
+    """Resolve a fleet description, sign it and publish it: fleet.resolved.json and one rollout manifest per channel.
+
+    With --flake the description is an output of a flake, made by `lib.mkFleet`, and every host is built: the toplevel
+    of nixosConfigurations.HOST or darwinConfigurations.HOST, at the flake's revision, or at the commit a host is
+    pinned to. One host that does not build, and nothing is released.
 
     DESCRIPTION is TOML or JSON and has the members of fleet.resolved.json without `schemaVersion`, `waves` and `meta`;
     its policies' waves are resolved to hosts here, the first wave that matches a host taking it. All problems are
@@ -89,104 +105,105 @@ def release(
     A signature must be renewed before the channel's freshness window closes: run `release --refresh` from a timer.
     """
     if refresh:
-        _refresh(description, ci_key, releases_dir, trust_file, dry_run, as_json)
+        if description is not None or flake is not None or dry_run:
+            raise click.UsageError("--refresh goes without a description and without --dry-run: it changes nothing")
+        _refresh(ci_key, target, trust_file, pruning, if_due, as_json)
         return
-    if description is None:
-        raise click.UsageError("name the fleet description, or give --refresh to sign again what is published")
+    if if_due:
+        raise click.UsageError("--if-due is about --refresh: a release is made when it is asked for")
+    building = _Building(build=build, builder=builder, jobs=jobs, build_timeout=build_timeout)
     now = wall_now()
-    wanted = read_description(description).with_closures(closures)
-    plan = plan_release(
-        wanted,
-        releases_dir,
-        now,
-        commit=commit,
-        head=lambda: head_of(description.absolute().parent),
-        new_rollout=new_rollout,
-    )
+    wanted = _wanted(description, flake, closures, building)
+    plan = plan_release(wanted.description, target, now, commit=commit, head=wanted.head, new_rollout=new_rollout)
+    notices = tuple(dict.fromkeys((*wanted.notices, *plan.resolved.notices, *cache_checking.notices)))
+    packages = _packages(plan) if (changes if changes is not None else as_json or is_terminal()) else {}
     if not as_json:
-        _show_plan(plan)
+        show_plan(plan, notices, packages)
+    for text in quarantine.look(plan.resolved.fleet):
+        note(text)
+    if not dry_run:
+        filling.fill(set(_closures(plan).values()), silent=as_json)
+    checked = cache_checking.look(_closures(plan), trust_file)
+    if checked is not None and not as_json:
+        show_checked(checked)
     published = None
     if not dry_run:
         signer = signing.ci_signer(ci_key, trust_file)
-        published = publish_release(wanted, signer, releases_dir, plan.commit, now)
+        published = publish_release(wanted.description, signer, target, plan.commit, now, pruning)
     if as_json:
-        print_json(_document(plan, published))
+        document = plan_document(plan, notices, packages, published)
+        print_json({**document, "cacheCheck": checked_document(checked)})
     elif published is not None:
-        _show_published(published, releases_dir)
+        show_published(published, target.where)
+
+
+def _closures(plan: Plan) -> Mapping[HostName, Closure]:
+    """What hosts are asked to run."""
+    return {
+        name: host.closure_hash for name, host in plan.resolved.fleet.hosts.items() if host.closure_hash is not None
+    }
+
+
+def _wanted(description: Path | None, flake: str | None, closures: Mapping[str, str], building: _Building) -> _Wanted:
+    if description is not None and flake is not None:
+        raise click.UsageError("name the fleet description, or a flake with --flake: not both")
+    if flake is not None:
+        return _from_flake(flake, closures, building)
+    release_options.about_flakes(click.get_current_context())
+    if description is None:
+        sources = "name the fleet description, or a flake with --flake"
+        raise click.UsageError(f"{sources}, or give --refresh to sign again what is published")
+    wanted = read_description(description).with_closures(closures)
+    return _Wanted(description=wanted, head=functools.partial(head_of, description.absolute().parent))
+
+
+def _from_flake(flake: str, closures: Mapping[str, str], building: _Building) -> _Wanted:
+    from nixfleet.release.build import Ready, from_flake
+    from nixfleet.release.flake import Reference
+    from nixfleet.stoppable import run_stoppable
+    from nixfleet.update.display import BUILDING, EVALUATING, display
+
+    async def ready() -> Ready:
+        with display(os.environ, BUILDING if building.build else EVALUATING) as shown:
+            builder = functools.partial(_builder, building)
+            return await from_flake(Reference.of(flake), closures, builder, shown, shown.say, wall_now())
+
+    made = run_stoppable(ready)
+    return _Wanted(description=made.description, head=lambda: made.revision, notices=made.notices)
+
+
+def _builder(building: _Building, flake: "LockedFlake") -> "Builder":
+    """Whoever is to build the systems of this flake."""
+    from nixfleet.release.flake import Unbuilt
+    from nixfleet.update.builds import LocalBuilder
+
+    what = flake if building.build else Unbuilt(flake=flake)
+    return LocalBuilder(what, jobs=building.jobs, within_s=building.build_timeout, logs=_logs())
+
+
+def _logs() -> Path:
+    """Where the logs of builds are kept, of each host the last one."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "nixfleet" / "builds"
+
+
+def _packages(plan: Plan) -> Packages:
+    from nixfleet.release.packages import package_changes
+    from nixfleet.stoppable import run_stoppable
+
+    return run_stoppable(functools.partial(package_changes, plan.changes))
 
 
 def _refresh(
-    description: Path | None,
-    ci_key: Path | None,
-    releases_dir: Path,
-    trust_file: Path | None,
-    dry_run: bool,
-    as_json: bool,
+    ci_key: str | None, target: Target, trust_file: Path | None, pruning: Pruning, if_due: bool, as_json: bool
 ) -> None:
-    if description is not None or dry_run:
-        raise click.UsageError("--refresh goes without a description and without --dry-run: it changes nothing")
-    signer = signing.ci_signer(ci_key, trust_file)
-    published = refresh_release(signer, releases_dir, wall_now(), trusted=signing.ci_slot(trust_file))
+    signer, now = signing.ci_signer(ci_key, trust_file), wall_now()
+    slot = signing.ci_slot(trust_file)
+    if if_due and (due := due_at(target, slot or slot_of(signer), now)) > now:
+        not_due(target.where, due, as_json)
+        return
+    published = refresh_release(signer, target, now, trusted=slot, pruning=pruning)
     if as_json:
-        print_json(_published(published))
+        print_json(published_document(published))
     else:
-        _show_published(published, releases_dir)
-
-
-def _show_plan(plan: Plan) -> None:
-    for text in plan.resolved.notices:
-        note(text)
-    different = [change for change in plan.changes if change.kind is not ChangeKind.SAME]
-    if different:
-        print_table(("host", "", "channel", "wave", "from", "to"), [_row(change) for change in different])
-    same = len(plan.changes) - len(different)
-    if same:
-        print_line((Cell(f"{same} host{'s' if same > 1 else ''} unchanged", QUIET),))
-    if plan.unchanged:
-        note(f"the published release asks for the same: commit {plan.commit[:8]} is kept, no new rollouts open")
-
-
-def _row(change: Change) -> tuple[Cell | str, ...]:
-    wave = "" if change.wave is None else str(change.wave)
-    kind = Cell(change.kind.value, _STYLES[change.kind])
-    return change.host, kind, change.channel, wave, change.old or "-", change.new or "-"
-
-
-def _show_published(published: Published, releases_dir: Path) -> None:
-    for rollout_id in published.rollout_ids:
-        print_line((Cell("signed", GOOD), rollout_id))
-    what = f"{releases_dir}: commit {published.commit[:8]}, key {published.key_id}"
-    print_line((Cell("published", GOOD), f"{what}, signed {format_rfc3339(published.signed_at)}"))
-
-
-def _document(plan: Plan, published: Published | None) -> dict[str, Any]:
-    changes = [
-        {
-            "host": change.host,
-            "kind": change.kind.value,
-            "channel": change.channel,
-            "wave": change.wave,
-            "old": change.old,
-            "new": change.new,
-        }
-        for change in plan.changes
-    ]
-    return {
-        "commit": plan.commit,
-        "changes": changes,
-        "notices": list(plan.resolved.notices),
-        "published": None if published is None else _published(published),
-        "rollouts": [manifest.rollout_id for manifest, _ in plan.resolved.manifests],
-        "unchanged": plan.unchanged,
-    }
-
-
-def _published(published: Published) -> dict[str, Any]:
-    return {
-        "commit": published.commit,
-        "files": list(published.files),
-        "fleetDigest": published.fleet_digest,
-        "keyId": published.key_id,
-        "rollouts": list(published.rollout_ids),
-        "signedAt": format_rfc3339(published.signed_at),
-    }
+        show_published(published, target.where)

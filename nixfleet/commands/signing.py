@@ -1,4 +1,8 @@
-"""The keys that commands sign with, held against the trust file that will judge what they sign."""
+"""The keys that commands sign with, wherever they live, held against the trust file that will judge what they sign.
+
+A key is named in one way by flag, variable and configuration file: `agent:...` is held by `ssh-agent`,
+`command:...` is reached through a command, anything else is a key file (`./agent:x` for one that is called so).
+"""
 
 from pathlib import Path
 
@@ -9,7 +13,9 @@ from nixfleet.clock import wall_now
 from nixfleet.commands import options
 from nixfleet.errors import ConfigurationError
 from nixfleet.keys.roots import read_roots
-from nixfleet.release.sign import KeyFileSigner, load_signer
+from nixfleet.release import signing_command, ssh_agent
+from nixfleet.release.sign import Signer, load_signer
+from nixfleet.release.ssh_agent_errors import PREFIX as AGENT
 
 
 @attrs.frozen(kw_only=True)
@@ -45,18 +51,45 @@ def org_root_slot(trust_file: Path | None) -> KeySlot | None:
     return None if trust_file is None else read_roots(trust_file).org_root_key
 
 
-def ci_signer(ci_key: Path | None, trust_file: Path | None) -> KeyFileSigner:
+def ci_signer(ci_key: str | None, trust_file: Path | None) -> Signer:
     """The CI release key, which a trust file that was given must name.
 
     Raises:
-        MissingSettingError, SigningKeyError, UntrustedKeyError: it is not set, no key, or not trusted.
+        MissingSettingError, UntrustedKeyError: it is not set, or not trusted.
+        StoppedError: it cannot be had, as `open_signer`.
     """
-    signer = load_signer(options.required(ci_key, "--ci-key", "the CI release key"))
+    signer = open_signer(options.required(ci_key, "--ci-key", "the CI release key"), "CI release key")
     check_trusted(signer, ci_slot(trust_file), "CI release key", "ciReleaseKey")
     return signer
 
 
-def check_trusted(signer: KeyFileSigner, slot: KeySlot | None, what: str, member: str) -> None:
+def org_root_signer(org_root_key: str | None, trust_file: Path | None) -> Signer:
+    """The org root key, which a trust file that was given must name.
+
+    Raises:
+        MissingSettingError, UntrustedKeyError, StoppedError: as `ci_signer`.
+    """
+    signer = open_signer(options.required(org_root_key, "--org-root-key", "the org root key"), "org root key")
+    check_trusted(signer, org_root_slot(trust_file), "org root key", "orgRootKey")
+    return signer
+
+
+def open_signer(key: str, what: str) -> Signer:
+    """Whoever signs with the key of this name. `what` is its role, for errors.
+
+    Raises:
+        UnreadableFileError, SigningKeyError: a file that is none, or holds no key to sign with.
+        AgentKeyNameError, NoAgentError, AgentLacksKeyError and the like: see `ssh_agent`.
+        CommandWordsError, SigningCommandError: see `signing_command`.
+    """
+    if key.startswith(AGENT):
+        return ssh_agent.open_agent_key(key.removeprefix(AGENT), what)
+    if key.startswith(signing_command.PREFIX):
+        return signing_command.open_command(key.removeprefix(signing_command.PREFIX), what)
+    return load_signer(Path(key), what)
+
+
+def check_trusted(signer: Signer, slot: KeySlot | None, what: str, member: str) -> None:
     """Refuse to sign with a key whose signatures every host would refuse.
 
     Raises:

@@ -2,22 +2,21 @@
 
 import functools
 import os
-import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
-import trio
 
 from nixfleet.commands import options
 from nixfleet.errors import StoppedError
+from nixfleet.stoppable import run_stoppable
 from nixfleet.terminal import BAD, GOOD, QUIET, Cell, note, print_json, print_line
 from nixfleet.update.builds import LocalBuilder
 from nixfleet.update.display import display
 from nixfleet.update.instance import Instance, InstanceError, read_instance, read_instances
 from nixfleet.update.message import duration, in_words
-from nixfleet.update.outcome import EXIT_STATUS, Kind, Outcome, document
+from nixfleet.update.outcome import Kind, Outcome, document
 from nixfleet.update.run import Run
 from nixfleet.update.worktree import open_repository
 
@@ -59,10 +58,12 @@ def update(names: Sequence[str], instances: Path | None, as_json: bool, **flags:
 
     Without INSTANCE and --instances the flags say what to do; with them they change what the file says. The checkout
     is never touched. What mends (the command of --auto-fix), where pull requests are opened and who is told stand in
-    the file alone, in the tables auto-fix, forge and notify of an instance.
+    the file alone, in the tables auto-fix, forge and notify of an instance; so does the release of what was merged, in
+    the table release.
 
     Exit status: 0 merged, pushed or nothing to do; 1 a system does not build (the branch or pull request has its log);
-    2 configured wrongly; 3 git, nix or the network would not; 4 another update of the repository is running.
+    2 configured wrongly; 3 git, nix or the network would not; 4 another update of the repository is running; 5 all
+    went well, but the release that was to follow did not come about.
     """
     given = {name.replace("_", "-"): value for name, value in flags.items() if value not in (None, ())}
     chosen = _instances(names, instances, given)
@@ -78,7 +79,7 @@ def update(names: Sequence[str], instances: Path | None, as_json: bool, **flags:
             statuses.append(error.exit_code)
             documents.append({"instance": instance.name, "outcome": Kind.STOPPED.value, "why": str(error)})
             continue
-        statuses.append(EXIT_STATUS[outcome.kind])
+        statuses.append(outcome.exit_status)
         documents.append(document(outcome))
         if not as_json:
             _show(outcome)
@@ -137,24 +138,8 @@ def _no_file(path: Path, written: Path) -> str:
 
 
 def _run(instance: Instance) -> Outcome:
-    return trio.run(functools.partial(_until_stopped, instance))
-
-
-async def _until_stopped(instance: Instance) -> Outcome:
     """Ctrl-C and SIGTERM cancel the run, which stops its builds and removes its worktree."""
-    ended: Outcome | StoppedError | None = None
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(_cancel_on_signal, nursery.cancel_scope)
-        try:
-            ended = await _watched(instance)
-        except StoppedError as error:  # told when the nursery is closed, by itself and not as one of a group
-            ended = error
-        nursery.cancel_scope.cancel()
-    if ended is None:
-        raise KeyboardInterrupt
-    if isinstance(ended, StoppedError):
-        raise ended
-    return ended
+    return run_stoppable(functools.partial(_watched, instance))
 
 
 async def _watched(instance: Instance) -> Outcome:
@@ -171,13 +156,6 @@ async def _watched(instance: Instance) -> Outcome:
         return await run.update()
 
 
-async def _cancel_on_signal(scope: trio.CancelScope) -> None:
-    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-        async for _ in signals:
-            scope.cancel()
-            return
-
-
 def _show(outcome: Outcome) -> None:
     for move in outcome.findings.moves:
         click.echo(f"  {in_words(move)}")
@@ -186,8 +164,20 @@ def _show(outcome: Outcome) -> None:
         log = "" if built.ok or built.log is None else str(built.log)
         print_line((built.system.host, word, Cell(duration(built.seconds), QUIET), log))
     print_line((Cell(_WORDS[outcome.kind], BAD if outcome.kind is Kind.BROKEN else GOOD), _where(outcome)))
+    _show_release(outcome)
     for text in outcome.notes:
         note(text)
+
+
+def _show_release(outcome: Outcome) -> None:
+    released = outcome.released
+    if released is None:
+        return
+    if released.why is not None:
+        print_line((Cell("not released", BAD), released.why.removeprefix("not released: ")))
+    else:
+        already = "released already, signed anew" if released.unchanged else "released"
+        print_line((Cell(already, GOOD), " ".join(released.rollouts)))
 
 
 _WORDS = {

@@ -165,7 +165,7 @@ class NixFoundry:
         self._count = 0
         for name in ("etc", "home", "cache"):
             (root / name).mkdir(parents=True)
-        settings = "sandbox = false\nbuild-users-group =\nexperimental-features = nix-command\nsubstituters =\n"
+        settings = "sandbox = false\nbuild-users-group =\nexperimental-features = nix-command flakes\nsubstituters =\n"
         (root / "etc" / "nix.conf").write_text(settings)
         (root / "system.nix").write_text(DERIVATION)
         handler = functools.partial(_Quiet, directory=str(root / "cache"))
@@ -177,6 +177,16 @@ class NixFoundry:
         """The binary cache."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
+    @property
+    def copy_to(self) -> str:
+        """The same cache, for whoever fills it."""
+        return f"file://{self.root / 'cache'}?compression=none"
+
+    def builds(self) -> dict[str, str]:
+        """The environment in which Nix builds into the foundry's own store."""
+        places = {"NIX_STORE_DIR": "store", "NIX_STATE_DIR": "var", "NIX_LOG_DIR": "log", "NIX_CONF_DIR": "etc"}
+        return {name: str(self.root / place) for name, place in places.items()}
+
     def make(self, recipe: Recipe) -> Closure:
         """`nix-build`, `nix store sign`, `nix copy`."""
         self._count += 1
@@ -185,7 +195,7 @@ class NixFoundry:
             "nix-build", "--no-out-link", "system.nix", "--arg", "tree", str(tree), "--argstr", "name", name
         )
         self._nix("nix", "store", "sign", "--key-file", str(self._key_file), path)
-        self._nix("nix", "copy", "--to", f"file://{self.root / 'cache'}?compression=none", path)
+        self._nix("nix", "copy", "--to", self.copy_to, path)
         return Closure(os.path.basename(path))
 
     def paths(self, directory: Path) -> Paths:
@@ -211,9 +221,7 @@ class NixFoundry:
         self._server.server_close()
 
     def _nix(self, *words: str) -> str:
-        places = {"NIX_STORE_DIR": "store", "NIX_STATE_DIR": "var", "NIX_LOG_DIR": "log", "NIX_CONF_DIR": "etc"}
-        own = {name: str(self.root / place) for name, place in places.items()}
-        environment = {**os.environ, **own, "HOME": str(self.root / "home")}
+        environment = {**os.environ, **self.builds(), "HOME": str(self.root / "home")}
         done = subprocess.run(words, env=environment, cwd=self.root, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise DemoFailedError(f"{' '.join(words)}: {done.stderr.strip()}")

@@ -4,155 +4,29 @@ import json
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import attrs
-
-from nixfleet.demo.foundry import DirectoryFoundry, Foundry, NixFoundry, Recipe, have_nix, install
-from nixfleet.demo.processes import ControlPlane, Host, run_command, wait_for
+from nixfleet.demo.foundry import Recipe, have_nix, install
+from nixfleet.demo.processes import ControlPlane, run_command, wait_for
 from nixfleet.demo.stage import DemoFailedError, Stage
-from nixfleet_agent.activation.cache_keys import CacheKey
+from nixfleet.demo.world import NAMES, World, all_are, enrol, is_in, prepared
 from state_machine.values import Closure
 
-NAMES: Final = ("alpha", "beta", "gamma")
-_COLOURS: Final = {"Converged": "green", "Reverted": "magenta", "Failed": "red"}
-
-
-@attrs.define(kw_only=True)
-class World:
-    """Everything on stage."""
-
-    stage: Stage
-    place: Path
-    foundry: Foundry
-    keys: Path
-    releases: Path
-    control_plane: ControlPlane
-    hosts: dict[str, Host]
-    phases: dict[str, str] = attrs.field(factory=dict)
-    commits: int = 0
-
-    @property
-    def trust(self) -> Path:
-        """What every host trusts."""
-        return self.keys / "trust.json"
-
-    def watch(self) -> dict[str, dict[str, Any]]:
-        """Every running host's status; what changed is shown."""
-        said: dict[str, dict[str, Any]] = {}
-        for name, host in self.hosts.items():
-            status = host.status() if host.process.child is not None else None
-            if status is None:
-                continue
-            said[name] = status
-            rollout = status["rollout"]
-            phase = f"{rollout['phase']}" if rollout else "no rollout"
-            shown = f"{rollout['id'][:15]} {phase}" if rollout else phase
-            if self.phases.get(name) != shown:
-                self.phases[name] = shown
-                self.stage.saw(name, shown, _COLOURS.get(phase, "yellow"))
-        return said
-
-    def until(self, what: str, holds: Callable[[Mapping[str, dict[str, Any]]], bool], timeout_s: float = 45) -> None:
-        """Watch until `holds` is true of what the hosts say."""
-        self.control_plane.process.check()
-        wait_for(what, lambda: holds(self.watch()), timeout_s)
-
-    def release(self, closure: Closure, *, ci_key: Path, releases: Path, new_rollout: bool = False) -> str:
-        """`nixfleet release` for all three hosts; the rollout's id."""
-        self.commits += 1
-        commit = f"{self.commits:07x}c0ffee"
-        description = self.place / "fleet.json"
-        description.write_text(json.dumps(_fleet(self.hosts, closure), indent=2))
-        words = ["release", "fleet.json", "--ci-key", ci_key.name, "--releases-dir", releases.name, "--commit", commit]
-        self.stage.command("nixfleet " + " ".join(words))
-        words = [
-            "release",
-            str(description),
-            "--ci-key",
-            str(ci_key),
-            "--releases-dir",
-            str(releases),
-            "--commit",
-            commit,
-        ]
-        done = run_command(["nixfleet", *words, *(["--new-rollout"] if new_rollout else [])])
-        if done.returncode != 0:
-            raise DemoFailedError(f"nixfleet release failed: {done.stderr}")
-        return f"stable@{commit}"
-
-
-def _fleet(hosts: Mapping[str, Host], closure: Closure) -> dict[str, Any]:
-    """A fleet of three: one canary, then the rest; two seconds of soak; three seconds of grace for a sick probe."""
-    return {
-        "hosts": {
-            name: {
-                "system": "x86_64-linux",
-                "channel": "stable",
-                "tags": ["canary"] if name == NAMES[0] else [],
-                "closureHash": closure,
-                "pubkey": host.key.openssh_public,
-            }
-            for name, host in hosts.items()
-        },
-        "channels": {"stable": {"rolloutPolicy": "careful", "freshnessWindow": 180, "signingIntervalMinutes": 60}},
-        "rolloutPolicies": {
-            "careful": {
-                "strategy": "staged",
-                "waves": [
-                    {"selector": {"tags": ["canary"]}, "soakSecs": 2},
-                    {"selector": {"all": True}, "soakSecs": 1},
-                ],
-                "onHealthFailure": "rollback-and-halt",
-                "sustainedFailureSecs": 3,
-            }
-        },
-    }
+TITLE: Final = "nixfleet: a control plane and three hosts on this machine"
 
 
 def play(stage: Stage, place: Path, *, use_nix: bool) -> None:
     """All acts, and the processes stopped at the end, however it ends."""
     place.mkdir(parents=True, exist_ok=True)
-    world = _prepare(stage, place, use_nix=use_nix and have_nix())
+    world = prepared(stage, place, use_nix=use_nix and have_nix(), title=TITLE)
     try:
         for act in (_enrol, _waves, _forgery, _sickness, _crash, _audit):
             act(world)
     finally:
-        for host in world.hosts.values():
-            host.process.stop()
-        world.control_plane.process.stop()
-        world.foundry.close()
+        world.close()
     stage.end()
-
-
-def _prepare(stage: Stage, place: Path, *, use_nix: bool) -> World:
-    stage.title("nixfleet: a control plane and three hosts on this machine")
-    keys = place / "keys"
-    done = run_command(["nixfleet", "keygen", "--out", str(keys)])
-    if done.returncode != 0:
-        raise DemoFailedError(f"nixfleet keygen failed: {done.stderr}")
-    foundry = _foundry(place / "foundry", keys, use_nix=use_nix)
-    stage.line(f"store: {foundry.title}")
-    hosts = {name: Host.at(place / name, name, foundry) for name in NAMES}
-    control_plane = ControlPlane.at(place / "control-plane", keys)
-    return World(
-        stage=stage,
-        place=place,
-        foundry=foundry,
-        keys=keys,
-        releases=place / "releases",
-        control_plane=control_plane,
-        hosts=hosts,
-    )
-
-
-def _foundry(root: Path, keys: Path, *, use_nix: bool) -> Foundry:
-    if use_nix:
-        return NixFoundry(root, keys / "cache.sec", (keys / "cache.pub").read_text().strip())
-    root.mkdir()
-    return DirectoryFoundry(root=root, key=CacheKey.parse((keys / "cache.sec").read_text().strip()))
 
 
 # --- act 1 ----------------------------------------------------------------------------------------------------------
@@ -165,35 +39,14 @@ def _enrol(world: World) -> None:
     for host in world.hosts.values():
         install(world.foundry, host.directory, first)
     world.release(first, ci_key=world.keys / "ci-release.pem", releases=world.releases)
-    for host in world.hosts.values():
-        _mint(world, host)
-    world.control_plane.start(world.releases, world.trust)
-    for host in world.hosts.values():
-        host.configure(world.control_plane.url, world.keys, world.trust)
-        host.start()
-    world.until(
-        "the hosts to enrol",
-        lambda said: all(s["contact"]["certificate_days"] for s in said.values()) and len(said) == 3,
-    )
+    enrol(world)
     certificates = {host.certificate.read_bytes() for host in world.hosts.values()}
     stage.claim(len(certificates) == 3, "three certificates were issued, bound to three host keys, over TLS 1.3")
     _token_is_spent(world)
-    world.until("the first rollout", _all("Converged"))
     stage.claim(
         all(host.switches() == [] for host in world.hosts.values()),
         "they already ran what the first release wants: soaked and probed, but not switched for nothing",
     )
-
-
-def _mint(world: World, host: Host) -> None:
-    public = host.directory / "ssh_host_ed25519_key.pub"
-    public.write_text(host.key.openssh_public + "\n")
-    words = ["mint-token", "--hostname", host.name, "--pubkey", str(public), "--out", str(host.token)]
-    words += ["--org-root-key", str(world.keys / "org-root.pem"), "--ci-key", str(world.keys / "ci-release.pem")]
-    words += ["--nonces-file", str(world.releases / "bootstrap-nonces.json")]
-    done = run_command(["nixfleet", *words])
-    if done.returncode != 0:
-        raise DemoFailedError(f"nixfleet mint-token failed: {done.stderr}")
 
 
 def _token_is_spent(world: World) -> None:
@@ -207,16 +60,6 @@ def _token_is_spent(world: World) -> None:
     world.stage.claim(answer.status_code == 409, f"a token that was used is refused (HTTP {answer.status_code})")
 
 
-def _all(phase: str, rollout: str = "") -> Callable[[Mapping[str, dict[str, Any]]], bool]:
-    def holds(said: Mapping[str, dict[str, Any]]) -> bool:
-        rollouts = [status["rollout"] for status in said.values()]
-        return len(rollouts) == len(NAMES) and all(
-            r is not None and r["phase"] == phase and rollout in r["id"] for r in rollouts
-        )
-
-    return holds
-
-
 # --- act 2 ----------------------------------------------------------------------------------------------------------
 
 
@@ -225,8 +68,8 @@ def _waves(world: World) -> None:
     stage.act("A signed release goes out in waves: the canary soaks before the others move")
     good = world.foundry.make(Recipe(version="25.11"))
     rollout = world.release(good, ci_key=world.keys / "ci-release.pem", releases=world.releases)
-    world.until("the canary to converge", lambda said: _is(said, NAMES[0], "Converged", rollout))
-    world.until("the fleet to converge", _all("Converged", rollout))
+    world.until("the canary to converge", lambda said: is_in(said, NAMES[0], "Converged", rollout))
+    world.until("the fleet to converge", all_are("Converged", rollout))
     stage.claim(all(host.running() == good for host in world.hosts.values()), f"all three run {good[:12]}…-25.11")
     statuses = world.watch()
     canary = statuses[NAMES[0]]["rollout"]["since"]["converged"]
@@ -234,11 +77,6 @@ def _waves(world: World) -> None:
     stage.claim(
         all(canary <= other for other in others), "no host of the second wave began before the canary converged"
     )
-
-
-def _is(said: Mapping[str, dict[str, Any]], name: str, phase: str, rollout: str) -> bool:
-    current = said[name]["rollout"] if name in said else None
-    return current is not None and current["phase"] == phase and current["id"] == rollout
 
 
 # --- act 3 ----------------------------------------------------------------------------------------------------------
@@ -297,7 +135,7 @@ def _sickness(world: World) -> None:
     untouched = {name: world.hosts[name].switches() for name in NAMES[1:]}
     sick = world.foundry.make(Recipe(version="26.05", healthy=False))
     rollout = world.release(sick, ci_key=world.keys / "ci-release.pem", releases=world.releases)
-    world.until("the canary to roll back", lambda said: _is(said, NAMES[0], "Reverted", rollout))
+    world.until("the canary to roll back", lambda said: is_in(said, NAMES[0], "Reverted", rollout))
     canary = world.hosts[NAMES[0]]
     stage.claim(canary.running() == healthy, "the canary is back on the system it ran before")
     remembered = [entry["closure"] for entry in world.watch()[NAMES[0]]["quarantine"]]
@@ -334,7 +172,7 @@ def _crash(world: World) -> None:
     stage.claim(victim.running() != good, "the switch had begun and was not over")
     victim.start()
     stage.saw("beta", "agent started again")
-    world.until("the fleet to converge", _all("Converged", rollout))
+    world.until("the fleet to converge", all_are("Converged", rollout))
     stage.claim(
         victim.switches().count(good) == 1, "beta finished the rollout from its journal; it switched once, not twice"
     )

@@ -1,10 +1,11 @@
 """Move a role's key on in `trust.json` (protocol section 2.1, rotation).
 
 A planned rotation keeps the old key as `previous` for a grace period; `finish` then drops it. After a compromise the
-old key goes at once, and nothing signed before the incident counts any more. Members of the file that this software
-does not know are kept as they are.
+old key goes at once, and nothing signed before the incident counts any more. The new key is made here, or is one that
+exists already, in an agent or behind a command. Members of the file that this software does not know are kept.
 """
 
+import base64
 import enum
 from pathlib import Path
 from typing import Final, cast
@@ -18,7 +19,7 @@ from evidence.trust import TRUST_FILE_LIMIT, TrustedKey
 from nixfleet.errors import ConfigurationError
 from nixfleet.files import PRIVATE, create_file, read_bytes, replace_file
 from nixfleet.keys import certificates
-from nixfleet.keys.keyset import declared, trust_bytes
+from nixfleet.keys.keyset import trust_bytes
 from nixfleet.keys.roots import read_roots
 from nixfleet.release.sign import public_key_of
 from state_machine.values import WallMs
@@ -64,11 +65,27 @@ class RotationPendingError(ConfigurationError):
         )
 
 
-def rotate(trust_file: Path, role: Role, new_key: Path, algorithm: Algorithm) -> PublicKey:
-    """Make a new key at `new_key`, make it current, keep the old one as previous.
+@attrs.frozen(kw_only=True)
+class SameKeyError(ConfigurationError):
+    """The key to move on to is the one that is there."""
+
+    path: Path
+    role: Role
+    key_id: str
+
+    def __str__(self) -> str:
+        return f"{self.key_id} is the current {self.role} key of {self.path} already: name another to move on to"
+
+
+NewKey = Path | PublicKey
+"""Where a new private key is written, or the public half of one that exists."""
+
+
+def rotate(trust_file: Path, role: Role, new_key: NewKey, algorithm: Algorithm = Algorithm.ED25519) -> PublicKey:
+    """Make a new key at `new_key`, or take the one that it is; make it current, keep the old one as previous.
 
     Raises:
-        NoKeyToRotateError, RotationPendingError: the slot does not allow it.
+        NoKeyToRotateError, RotationPendingError, SameKeyError: the slot does not allow it.
         ExistsError: `new_key` is there already.
         BadTrustFileError: the trust file cannot be read.
     """
@@ -79,12 +96,12 @@ def rotate(trust_file: Path, role: Role, new_key: Path, algorithm: Algorithm) ->
 
 
 def replace_compromised(
-    trust_file: Path, role: Role, new_key: Path, algorithm: Algorithm, reject_before: WallMs
+    trust_file: Path, role: Role, new_key: NewKey, algorithm: Algorithm, reject_before: WallMs
 ) -> PublicKey:
-    """Make a new key the only one, and refuse everything signed before `reject_before`.
+    """Make a new key, or one that exists, the only one, and refuse everything signed before `reject_before`.
 
     Raises:
-        NoKeyToRotateError, ExistsError, BadTrustFileError: as `rotate`.
+        NoKeyToRotateError, SameKeyError, ExistsError, BadTrustFileError: as `rotate`.
     """
     document, slot = _slot(trust_file, role)
     emptied = {**slot, "previous": None, "successor": None, "retireAt": None}
@@ -115,11 +132,17 @@ def _slot(trust_file: Path, role: Role) -> tuple[JsonObject, JsonObject]:
 
 
 def _replace_current(
-    trust_file: Path, document: JsonObject, role: Role, slot: JsonObject, new_key: Path, algorithm: Algorithm
+    trust_file: Path, document: JsonObject, role: Role, slot: JsonObject, new_key: NewKey, algorithm: Algorithm
 ) -> PublicKey:
-    key = certificates.generate(algorithm)
-    # The key first: a trust file that names a key nobody has would lock everyone out.
-    create_file(new_key, certificates.private_pem(key), PRIVATE)
-    current: TrustedKey = declared(key)
-    replace_file(trust_file, trust_bytes({**document, MEMBERS[role]: {**slot, "current": encode(current)}}))
-    return public_key_of(key)
+    if isinstance(new_key, Path):
+        key = certificates.generate(algorithm)
+        # The key first: a trust file that names a key nobody has would lock everyone out.
+        create_file(new_key, certificates.private_pem(key), PRIVATE)
+        public = public_key_of(key)
+    else:
+        public = new_key
+    current = encode(TrustedKey(algorithm=public.algorithm, public=base64.b64encode(public.raw).decode("ascii")))
+    if slot["current"] == current:
+        raise SameKeyError(path=trust_file, role=role, key_id=public.key_id)
+    replace_file(trust_file, trust_bytes({**document, MEMBERS[role]: {**slot, "current": current}}))
+    return public

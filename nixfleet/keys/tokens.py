@@ -8,28 +8,30 @@ import base64
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import TypeVar
 
 import attrs
 
 from evidence.artifacts import SCHEMA_VERSION, Verified, verify_nonces, verify_revocations
-from evidence.canonical import ARTIFACT_LIMIT, canonicalize
+from evidence.canonical import canonicalize
 from evidence.documents import encode, is_host_name
-from evidence.regular_files import read_start
 from evidence.signature import Algorithm
 from evidence.tokens import NONCE_SIZE, TOKEN_VERSION, TokenClaims, nonce_entry
 from evidence.trust import KeySlot
-from nixfleet.errors import ConfigurationError
+from nixfleet.errors import ConfigurationError, StoppedError
 from nixfleet.release.publish import ClockBehindError, header, sign_file, slot_of
 from nixfleet.release.sign import Signer
-from nixfleet.release.staging import SIGNATURE, finish_interrupted, locked, publish_files
+from nixfleet.release.staging import NONCES, REVOCATIONS, SIGNATURE
+from nixfleet.release.target import Target, settled, target_of
 from state_machine.intent import BootstrapNonce, BootstrapNonces, Revocation, Revocations
 from state_machine.values import HostName, WallMs
 from wire.json_value import JsonObject
+from wire.timestamps import format_rfc3339
 
 SignedList = TypeVar("SignedList", BootstrapNonces, Revocations)
 
-_SIGNATURE_READ: Final = 4096
+Place = Target | Path
+"""Where a list is: in a target under its usual name, or in a file."""
 
 
 @attrs.frozen(kw_only=True)
@@ -50,6 +52,17 @@ class OrgRootAlgorithmError(ConfigurationError):
 
     def __str__(self) -> str:
         return f"tokens are signed with an ed25519 org root key, this one is {self.found}"
+
+
+@attrs.frozen(kw_only=True)
+class UnsignedListError(StoppedError):
+    """A list that nobody stands behind."""
+
+    where: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.where}/{self.name} has no {self.name}{SIGNATURE} beside it, so who wrote it? put it back"
 
 
 @attrs.frozen(kw_only=True)
@@ -89,29 +102,27 @@ def mint(hostname: str, fingerprint: str, org_root: Signer, now: WallMs, validit
     )
 
 
-def allow_nonce(nonces_file: Path, entry: BootstrapNonce, ci_key: Signer, now: WallMs, trusted: KeySlot | None) -> int:
+def allow_nonce(place: Place, entry: BootstrapNonce, ci_key: Signer, now: WallMs, trusted: KeySlot | None) -> int:
     """Put a nonce on the signed allow-list, drop the expired ones, sign and publish it. Returns how many are on it.
 
     Raises:
         EvidenceError: the list that is there does not verify under `trusted` (default: the CI key itself).
-        ClockBehindError, BusyError: as the names say.
+        ClockBehindError, BusyError, ConflictError, MovedError, TargetError: as the names say.
     """
 
     def extended(old: BootstrapNonces | None) -> BootstrapNonces:
         kept = [known for known in (old.bootstrap_nonces if old else ()) if known.expires_at > now]
         return BootstrapNonces(schema_version=SCHEMA_VERSION, bootstrap_nonces=(*kept, entry), meta=header(ci_key, now))
 
-    return len(_rewrite(nonces_file, verify_nonces, extended, ci_key, now, trusted).bootstrap_nonces)
+    return len(_rewrite(*_placed(place, NONCES), verify_nonces, extended, ci_key, now, trusted).bootstrap_nonces)
 
 
-def revoke(
-    revocations_file: Path, revocation: Revocation, ci_key: Signer, now: WallMs, trusted: KeySlot | None
-) -> Revocations:
+def revoke(place: Place, revocation: Revocation, ci_key: Signer, now: WallMs, trusted: KeySlot | None) -> Revocations:
     """Put a host on the signed list of revocations, or move its instant forward, sign and publish the list.
 
     Raises:
         HostNameError: the host's name is none.
-        EvidenceError, ClockBehindError, BusyError: as `allow_nonce`.
+        EvidenceError, ClockBehindError, TargetError and the others: as `allow_nonce`.
     """
     if not is_host_name(revocation.hostname):
         raise HostNameError(found=revocation.hostname)
@@ -125,35 +136,47 @@ def revoke(
         entries = tuple(known[host] for host in sorted(known))
         return Revocations(schema_version=SCHEMA_VERSION, revocations=entries, meta=header(ci_key, now))
 
-    return _rewrite(revocations_file, verify_revocations, extended, ci_key, now, trusted)
+    return _rewrite(*_placed(place, REVOCATIONS), verify_revocations, extended, ci_key, now, trusted)
+
+
+def _placed(place: Place, usual: str) -> tuple[Target, str]:
+    return (target_of(place.parent), place.name) if isinstance(place, Path) else (place, usual)
 
 
 def _rewrite(
-    path: Path,
+    target: Target,
+    name: str,
     verify: Callable[[bytes, bytes, KeySlot, WallMs], Verified[SignedList]],
     extended: Callable[[SignedList | None], SignedList],
     signer: Signer,
     now: WallMs,
     trusted: KeySlot | None,
 ) -> SignedList:
-    with locked(path.parent):
-        finish_interrupted(path.parent)
-        old = _read(path, verify, trusted if trusted is not None else slot_of(signer), now)
+    def work() -> SignedList:
+        old = _read(target, name, verify, trusted if trusted is not None else slot_of(signer), now)
         if old is not None and now < old.signed_at:
-            raise ClockBehindError(what=path.name, now=now, signed_at=old.signed_at)
+            raise ClockBehindError(what=name, now=now, signed_at=old.signed_at)
         new = extended(old.value if old is not None else None)
-        publish_files(path.parent, sign_file(path.name, encode(new), signer))
+        message = f"nixfleet {name}\n\nKey: {signer.public_key.key_id}\nSigned-at: {format_rfc3339(now)}\n"
+        target.publish(sign_file(name, encode(new), signer), message=message)
         return new
+
+    # On top of whatever came in between: an entry goes onto the list that is there, and undoes nothing.
+    return settled(target, work, unless_overtaken=False)
 
 
 def _read(
-    path: Path,
+    target: Target,
+    name: str,
     verify: Callable[[bytes, bytes, KeySlot, WallMs], Verified[SignedList]],
     slot: KeySlot,
     now: WallMs,
 ) -> Verified[SignedList] | None:
     """The list that is there, verified: adding to one that somebody tampered with would sign what they put in."""
-    if not path.exists():
+    content = target.read(name)
+    if content is None:
         return None
-    signature = read_start(path.with_name(path.name + SIGNATURE), _SIGNATURE_READ)
-    return verify(read_start(path, ARTIFACT_LIMIT), signature, slot, now)
+    signature = target.read(name + SIGNATURE)
+    if signature is None:
+        raise UnsignedListError(where=target.where, name=name)
+    return verify(content, signature, slot, now)

@@ -14,9 +14,10 @@ from evidence.canonical import parse
 from nixfleet.release.changes import Change, changes_between, same_intent
 from nixfleet.release.commit import ref_of
 from nixfleet.release.description import Description
-from nixfleet.release.publish import published_document
+from nixfleet.release.published import published_document
 from nixfleet.release.resolve import Resolved, resolve
 from nixfleet.release.staging import FLEET
+from nixfleet.release.target import Target, target_of
 from state_machine.values import WallMs
 from wire.json_value import JsonObject
 
@@ -35,7 +36,7 @@ class Plan:
 
 def plan_release(
     description: Description,
-    out_dir: Path,
+    out: Target | Path,
     now: WallMs,
     *,
     commit: str | None,
@@ -48,8 +49,9 @@ def plan_release(
     Raises:
         DescriptionError: listing everything that is wrong.
         DamagedError: what is published cannot be read.
+        TargetError: it cannot be reached.
     """
-    published = published_document(out_dir / FLEET)
+    published = published_document(target_of(out), FLEET)
     document = cast(JsonObject, parse(resolve(description, commit=_NO_COMMIT, signed_at=now).fleet_bytes))
     unchanged = same_intent(published, document)
     kept = _commit_of(published) if unchanged and not new_rollout else None

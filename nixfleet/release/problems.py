@@ -26,11 +26,12 @@ class DescriptionError(ConfigurationError):
 
     problems: tuple[Problem, ...]
     path: Path | None = None
+    flake: str = ""
 
     def __str__(self) -> str:
         count = len(self.problems)
         lines = "".join(f"\n  {problem}" for problem in self.problems)
-        where = "" if self.path is None else f" {self.path}"
+        where = f" {self.flake or self.path}" if self.flake or self.path is not None else ""
         return f"the fleet description{where} has {count} problem{'s' if count > 1 else ''}:{lines}"
 
 

@@ -5,39 +5,33 @@ changed under the same id, and no release is signed earlier than the one before 
 """
 
 import base64
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, cast
 
 import attrs
 
-from evidence.artifacts import SCHEMA_VERSION, Verified, verify
-from evidence.canonical import ARTIFACT_LIMIT, CanonicalError, canonicalize, digest, parse
-from evidence.documents import ShapeError, decode
-from evidence.regular_files import read_start
+from evidence.artifacts import SCHEMA_VERSION
+from evidence.canonical import canonicalize, digest, parse
+from evidence.documents import decode
 from evidence.signature import Algorithm
 from evidence.trust import KeySlot, TrustedKey
 from nixfleet.errors import ConfigurationError, StoppedError
 from nixfleet.release.changes import Change, changes_between
 from nixfleet.release.description import Description
+from nixfleet.release.pruning import Pruning, prunable
+from nixfleet.release.published import Signed, anchored, proven, published_document, rollout_of, signed_at
 from nixfleet.release.resolve import Resolved, resolve
 from nixfleet.release.sign import Signer
-from nixfleet.release.staging import (
-    FLEET,
-    NONCES,
-    REVOCATIONS,
-    ROLLOUTS,
-    SIGNATURE,
-    finish_interrupted,
-    locked,
-    publish_files,
-)
+from nixfleet.release.staging import FLEET, NONCES, REVOCATIONS, ROLLOUTS, SIGNATURE
+from nixfleet.release.target import Target, settled, target_of
 from state_machine.intent import Meta
 from state_machine.values import RolloutId, WallMs
 from wire.json_value import JsonObject, JsonValue
 from wire.timestamps import format_rfc3339
 
-_SIGNATURE_READ: Final = 4096
+_KEEP_ALL: Final = Pruning()
 
 _INTENT_OF_A_ROLLOUT: Final = ("hostSet", "healthGate", "disruptionBudgets")
 
@@ -67,36 +61,8 @@ class ClockBehindError(StoppedError):
 
 
 @attrs.frozen(kw_only=True)
-class NothingPublishedError(StoppedError):
-    """There is no fleet to sign again."""
-
-    directory: Path
-
-    def __str__(self) -> str:
-        return f"{self.directory} holds no {FLEET} with its signature; publish one with `nixfleet release DESCRIPTION`"
-
-
-@attrs.frozen(kw_only=True)
-class DamagedError(StoppedError):
-    """A file of the last release cannot be read as one."""
-
-    path: Path
-    problem: str
-
-    def __str__(self) -> str:
-        return f"the published {self.path} is damaged: {self.problem}; move it away to publish without comparing to it"
-
-
-@attrs.frozen(kw_only=True)
-class _Signed:
-    """The one member that every artifact has."""
-
-    meta: Meta
-
-
-@attrs.frozen(kw_only=True)
 class Published:
-    """What is out now. `files` are paths below the directory."""
+    """What is out now. `files` are names below the target, as are those of the manifests that were taken away."""
 
     commit: str
     signed_at: WallMs
@@ -104,39 +70,75 @@ class Published:
     key_id: str
     rollout_ids: tuple[RolloutId, ...]
     files: tuple[str, ...]
+    pruned: tuple[str, ...] = ()
     notices: tuple[str, ...] = ()
     changes: tuple[Change, ...] = ()
 
+    @property
+    def message(self) -> str:
+        """What a history of releases says of this one: what was released, who signed it, and when."""
+        lines = (
+            f"nixfleet release {self.commit[:12]}",
+            "",
+            f"Commit: {self.commit}",
+            *(f"Rollout: {rollout}" for rollout in self.rollout_ids),
+            f"Key: {self.key_id}",
+            f"Signed-at: {format_rfc3339(self.signed_at)}",
+        )
+        return "\n".join(lines) + "\n"
 
-def publish_release(description: Description, signer: Signer, out_dir: Path, commit: str, now_ms: WallMs) -> Published:
-    """Resolve, sign and publish a description as `commit` into `out_dir`.
+
+def publish_release(
+    description: Description,
+    signer: Signer,
+    out: Target | Path,
+    commit: str,
+    now_ms: WallMs,
+    pruning: Pruning = _KEEP_ALL,
+) -> Published:
+    """Resolve, sign and publish a description as `commit`; a path is a directory.
 
     Raises:
         DescriptionError: listing everything that is wrong; nothing was written.
         RolloutReusedError, ClockBehindError: it would contradict what is published.
         DamagedError: what is published cannot be read.
-        BusyError: another process publishes there.
+        BusyError, ConflictError, OvertakenError: another process publishes there.
+        TargetError: the target cannot be reached, or refused.
     """
     resolved = resolve(description, commit=commit, signed_at=now_ms, algorithm=_claim(signer))
-    with locked(out_dir):
-        finish_interrupted(out_dir)
-        published = published_document(out_dir / FLEET)
-        _check_follows(published, resolved, out_dir, now_ms)
-        files = dict(_signed_files(resolved, signer))
-        publish_files(out_dir, files)
-    return Published(
-        commit=commit,
-        signed_at=now_ms,
-        fleet_digest=resolved.fleet_digest,
-        key_id=signer.public_key.key_id,
-        rollout_ids=tuple(manifest.rollout_id for manifest, _ in resolved.manifests),
-        files=tuple(files),
-        notices=resolved.notices,
-        changes=changes_between(published, resolved.fleet),
-    )
+    target = target_of(out)
+    # Once, and not before it is known that it may be published: somebody may have to touch a key for it.
+    signed = functools.cache(lambda: dict(_signed_files(resolved, signer)))
+
+    def work() -> Published:
+        before = published_document(target, FLEET)
+        _check_follows(before, resolved, target, now_ms)
+        files = signed()
+        published = Published(
+            commit=commit,
+            signed_at=now_ms,
+            fleet_digest=resolved.fleet_digest,
+            key_id=signer.public_key.key_id,
+            rollout_ids=tuple(manifest.rollout_id for manifest, _ in resolved.manifests),
+            files=tuple(files),
+            pruned=prunable(target, files, pruning, now_ms),
+            notices=resolved.notices,
+            changes=changes_between(before, resolved.fleet),
+        )
+        target.publish(files, remove=published.pruned, message=published.message)
+        return published
+
+    return settled(target, work, unless_overtaken=True)
 
 
-def refresh_release(signer: Signer, out_dir: Path, now_ms: WallMs, *, trusted: KeySlot | None = None) -> Published:
+def refresh_release(
+    signer: Signer,
+    out: Target | Path,
+    now_ms: WallMs,
+    *,
+    trusted: KeySlot | None = None,
+    pruning: Pruning = _KEEP_ALL,
+) -> Published:
     """Sign what is published again, with nothing changed but the time and the key: the fleet, its manifests, and the
     lists beside them, which grow stale like everything that is signed.
 
@@ -145,49 +147,46 @@ def refresh_release(signer: Signer, out_dir: Path, now_ms: WallMs, *, trusted: K
 
     Raises:
         EvidenceError: what is published does not verify.
-        NothingPublishedError, ClockBehindError, BusyError: as the names say.
+        NothingPublishedError, ClockBehindError: as the names say.
+        BusyError, ConflictError, OvertakenError, TargetError: as for `publish_release`.
     """
-    with locked(out_dir):
-        finish_interrupted(out_dir)
-        slot = trusted if trusted is not None else slot_of(signer)
-        old = _proven(out_dir, FLEET, slot, now_ms)
-        if now_ms < old.signed_at:
-            raise ClockBehindError(what=FLEET, now=now_ms, signed_at=old.signed_at)
-        fleet_bytes = canonicalize(_signed_anew(old.value, now_ms, signer))
-        manifests = {
-            name: canonicalize(_signed_anew({**document, "fleetResolvedHash": digest(fleet_bytes)}, now_ms, signer))
-            for name, document in _anchored(out_dir, old.digest, slot, now_ms)
-        }
-        lists = {
-            name: canonicalize(_signed_anew(_proven(out_dir, name, slot, now_ms).value, now_ms, signer))
-            for name in (REVOCATIONS, NONCES)
-            if (out_dir / name).exists()
-        }
-        files = dict(_with_signatures({**lists, **manifests, FLEET: fleet_bytes}, signer))
-        publish_files(out_dir, files)
-    return Published(
-        commit=decode(_Signed, old.value).meta.ci_commit or "",
+    target = target_of(out)
+    slot = trusted if trusted is not None else slot_of(signer)
+
+    def work() -> Published:
+        files, published = _signed_again(target, signer, now_ms, slot)
+        published = attrs.evolve(published, pruned=prunable(target, files, pruning, now_ms))
+        target.publish(files, remove=published.pruned, message=published.message)
+        return published
+
+    return settled(target, work, unless_overtaken=True)
+
+
+def _signed_again(
+    target: Target, signer: Signer, now_ms: WallMs, slot: KeySlot
+) -> tuple[Mapping[str, bytes], Published]:
+    old = proven(target, FLEET, slot, now_ms)
+    if now_ms < old.signed_at:
+        raise ClockBehindError(what=FLEET, now=now_ms, signed_at=old.signed_at)
+    fleet_bytes = canonicalize(_signed_anew(old.value, now_ms, signer))
+    manifests = {
+        name: canonicalize(_signed_anew({**document, "fleetResolvedHash": digest(fleet_bytes)}, now_ms, signer))
+        for name, document in anchored(target, old, slot, now_ms)
+    }
+    lists = {
+        name: canonicalize(_signed_anew(proven(target, name, slot, now_ms).value, now_ms, signer))
+        for name in (REVOCATIONS, NONCES)
+        if target.read(name) is not None
+    }
+    files = dict(_with_signatures({**lists, **manifests, FLEET: fleet_bytes}, signer))
+    return files, Published(
+        commit=decode(Signed, old.value).meta.ci_commit or "",
         signed_at=now_ms,
         fleet_digest=digest(fleet_bytes),
         key_id=signer.public_key.key_id,
-        rollout_ids=tuple(RolloutId(Path(name).stem) for name in manifests),
+        rollout_ids=tuple(map(rollout_of, manifests)),
         files=tuple(files),
     )
-
-
-def published_document(path: Path) -> JsonObject | None:
-    """A published artifact as it is on the disk, unverified: good for comparing with, for nothing else.
-
-    Raises:
-        DamagedError: it is not even an artifact.
-    """
-    try:
-        document = parse(read_start(path, ARTIFACT_LIMIT))
-        return document if isinstance(document, dict) and decode(_Signed, document) else None
-    except FileNotFoundError:
-        return None
-    except (CanonicalError, ShapeError) as error:
-        raise DamagedError(path=path, problem=error.detail) from error
 
 
 def slot_of(signer: Signer) -> KeySlot:
@@ -228,15 +227,14 @@ def _with_signatures(files: Mapping[str, bytes], signer: Signer) -> Iterator[tup
         yield name, content
 
 
-def _check_follows(published: JsonObject | None, resolved: Resolved, out_dir: Path, now_ms: WallMs) -> None:
-    if published is not None:
-        signed_at = decode(_Signed, published).meta.signed_at
-        if signed_at is not None and now_ms < signed_at:
-            raise ClockBehindError(what=FLEET, now=now_ms, signed_at=signed_at)
+def _check_follows(published: JsonObject | None, resolved: Resolved, target: Target, now_ms: WallMs) -> None:
+    before = signed_at(published)
+    if before is not None and now_ms < before:
+        raise ClockBehindError(what=FLEET, now=now_ms, signed_at=before)
     reused = [
         manifest.rollout_id
         for manifest, content in resolved.manifests
-        if _differs(published_document(out_dir / ROLLOUTS / f"{manifest.rollout_id}.json"), parse(content))
+        if _differs(published_document(target, f"{ROLLOUTS}/{manifest.rollout_id}.json"), parse(content))
     ]
     if reused:
         raise RolloutReusedError(rollout_ids=tuple(reused))
@@ -248,24 +246,6 @@ def _differs(published: JsonObject | None, document: JsonValue) -> bool:
         and isinstance(document, dict)
         and any(published.get(member) != document.get(member) for member in _INTENT_OF_A_ROLLOUT)
     )
-
-
-def _proven(out_dir: Path, name: str, slot: KeySlot, now_ms: WallMs) -> Verified[JsonValue]:
-    try:
-        content = read_start(out_dir / name, ARTIFACT_LIMIT)
-        signature = read_start(out_dir / (name + SIGNATURE), _SIGNATURE_READ)
-    except FileNotFoundError as error:
-        raise NothingPublishedError(directory=out_dir) from error
-    return verify(content, signature, slot, now_ms)
-
-
-def _anchored(out_dir: Path, fleet_digest: str, slot: KeySlot, now_ms: WallMs) -> Iterator[tuple[str, JsonObject]]:
-    """The manifests that belong to the published fleet; those of earlier releases are left as they are."""
-    for path in sorted((out_dir / ROLLOUTS).glob("*.json")):
-        name = f"{ROLLOUTS}/{path.name}"
-        document = published_document(path)
-        if document is not None and document.get("fleetResolvedHash") == fleet_digest:
-            yield name, cast(JsonObject, _proven(out_dir, name, slot, now_ms).value)
 
 
 def _signed_anew(document: JsonValue, now_ms: WallMs, signer: Signer) -> JsonObject:

@@ -34,12 +34,12 @@ Move = Callable[[Path, Path], object]
 
 @attrs.frozen(kw_only=True)
 class BusyError(StoppedError):
-    """Another process publishes into the same directory."""
+    """Another process publishes to the same place."""
 
-    directory: Path
+    where: str
 
     def __str__(self) -> str:
-        return f"another release is being published into {self.directory}; wait for it to end and try again"
+        return f"another release is being published into {self.where}; wait for it to end and try again"
 
 
 @contextlib.contextmanager
@@ -58,7 +58,7 @@ def locked(directory: Path) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError as error:
-        raise BusyError(directory=directory) from error
+        raise BusyError(where=str(directory)) from error
     finally:
         os.close(descriptor)
 

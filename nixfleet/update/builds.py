@@ -15,7 +15,7 @@ from urllib.parse import quote
 import trio
 
 from nixfleet.update.errors import DiskError, UpdateError
-from nixfleet.update.flake import Built, Flake, System
+from nixfleet.update.flake import Built, System
 
 TAIL_LINES: Final = 200
 log = logging.getLogger(__name__)
@@ -50,10 +50,20 @@ class Builder(Protocol):
         ...
 
 
+class Buildable(Protocol):
+    """A flake whose systems can be built."""
+
+    async def build(
+        self, system: System, *, within_s: float, heard: Callable[[bytes], None] | None = None
+    ) -> tuple[str | None, str]:
+        """The store path of the system's toplevel, or None and what nix said in the end."""
+        ...
+
+
 class LocalBuilder:
     """Builds on this machine, or wherever its Nix is configured to build."""
 
-    def __init__(self, flake: Flake, *, jobs: int, within_s: float, logs: Path) -> None:
+    def __init__(self, flake: Buildable, *, jobs: int, within_s: float, logs: Path) -> None:
         self._flake, self._within_s, self._logs = flake, within_s, logs
         self._jobs = jobs
 

@@ -21,8 +21,23 @@ SAID_MAX: Final = 100
 """Characters of a build's last line that are shown."""
 
 
+@attrs.frozen(kw_only=True)
+class Words:
+    """What is done to a system, while it is done and when it is over."""
+
+    doing: str
+    done: str
+
+
+BUILDING: Final = Words(doing="building", done="built")
+EVALUATING: Final = Words(doing="evaluating", done="evaluated")
+
+
+@attrs.frozen
 class PlainDisplay:
     """A line to standard error when a build begins and when it ends."""
+
+    words: Words = BUILDING
 
     def say(self, text: str) -> None:
         """A phase of the run."""
@@ -30,14 +45,14 @@ class PlainDisplay:
 
     def begun(self, system: System) -> None:
         """Its build has begun."""
-        click.echo(f"{system.host}: building", err=True)
+        click.echo(f"{system.host}: {self.words.doing}", err=True)
 
     def said(self, system: System, line: str) -> None:
         """The log file has it."""
 
     def ended(self, built: Built) -> None:
         """Its build is over."""
-        word = "built" if built.ok else "FAILED"
+        word = self.words.done if built.ok else "FAILED"
         log = "" if built.ok or built.log is None else f"; its log is {built.log}"
         click.echo(f"{built.system.host}: {word} after {duration(built.seconds)}{log}", err=True)
 
@@ -54,8 +69,8 @@ class _Line:
 class LiveDisplay:
     """A table on standard error that changes in place."""
 
-    def __init__(self, console: "Console") -> None:
-        self._console = console
+    def __init__(self, console: "Console", words: Words = BUILDING) -> None:
+        self._console, self._words = console, words
         self._lines: dict[str, _Line] = {}
 
     def say(self, text: str) -> None:
@@ -64,7 +79,7 @@ class LiveDisplay:
 
     def begun(self, system: System) -> None:
         """Its build has begun."""
-        self._lines[system.host] = _Line(phase="building", style=BUSY, began=time.monotonic())
+        self._lines[system.host] = _Line(phase=self._words.doing, style=BUSY, began=time.monotonic())
 
     def said(self, system: System, line: str) -> None:
         """Shown beside it."""
@@ -73,7 +88,7 @@ class LiveDisplay:
     def ended(self, built: Built) -> None:
         """Its build is over."""
         line = self._lines[built.system.host]
-        line.phase, line.style = ("built", GOOD) if built.ok else ("failed", BAD)
+        line.phase, line.style = (self._words.done, GOOD) if built.ok else ("failed", BAD)
         line.ended = time.monotonic()
         if built.log is not None and not built.ok:
             line.last = str(built.log)
@@ -91,15 +106,15 @@ class LiveDisplay:
 
 
 @contextmanager
-def display(environment: Mapping[str, str]) -> Iterator[PlainDisplay | LiveDisplay]:
+def display(environment: Mapping[str, str], words: Words = BUILDING) -> Iterator[PlainDisplay | LiveDisplay]:
     """What fits where standard error goes."""
     if not sys.stderr.isatty() or environment.get("TERM") == "dumb":
-        yield PlainDisplay()
+        yield PlainDisplay(words)
         return
     from rich.console import Console
     from rich.live import Live
 
     console = Console(stderr=True, highlight=False, markup=False)
-    shown = LiveDisplay(console)
+    shown = LiveDisplay(console, words)
     with Live(console=console, refresh_per_second=4, get_renderable=shown.table):
         yield shown

@@ -22,10 +22,11 @@ from nixfleet_agent.commands import CommandError, Completed, run, tail
 UPDATE_S: Final = 1800.0
 LIST_S: Final = 1800.0
 COMPARE_S: Final = 600.0
-_FEATURES: Final = ("--extra-experimental-features", "nix-command flakes")
+LISTING: Final = "listing the systems of the flake"
+FEATURES: Final = ("--extra-experimental-features", "nix-command flakes")
 _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 
-_LIST: Final = """flake: {
+LIST_SYSTEMS: Final = """flake: {
   nixos = builtins.attrNames (flake.nixosConfigurations or { });
   darwin = builtins.attrNames (flake.darwinConfigurations or { });
 }"""
@@ -113,20 +114,11 @@ class Flake:
         Raises:
             FlakeError: the flake cannot be evaluated, or has no system of a wanted name.
         """
-        expression = f'({_LIST}) (builtins.getFlake "{self.at(commit)}")'
+        expression = f"({LIST_SYSTEMS}) (builtins.getFlake {_text(self.at(commit))})"
         done = await nix("eval", "--impure", "--json", "--expr", expression, within_s=LIST_S, where=self.root)
         if not done.ok:
-            raise FlakeError(what="listing the systems of the flake", said=last_words(done))
-        names = json.loads(done.stdout)
-        found = [System(host=name, attribute=f"nixosConfigurations.{_quoted(name)}.config.system.build.toplevel")
-                 for name in names["nixos"]]  # fmt: skip
-        found += [System(host=name, attribute=f"darwinConfigurations.{_quoted(name)}.system")
-                  for name in names["darwin"]]  # fmt: skip
-        missing = set(wanted) - {system.host for system in found}
-        if missing:
-            known = ", ".join(sorted(system.host for system in found)) or "none"
-            raise FlakeError(what="listing the systems", said=f"no {', '.join(sorted(missing))}; there are: {known}")
-        return tuple(sorted(system for system in found if not wanted or system.host in wanted))
+            raise FlakeError(what=LISTING, said=last_words(done))
+        return chosen(listed(done.stdout), wanted)
 
     async def build(
         self,
@@ -137,13 +129,51 @@ class Flake:
         heard: Callable[[bytes], None] | None = None,
     ) -> tuple[str | None, str]:
         """Build one system's toplevel: its store path, or None and what nix said in the end."""
-        what = f"{self.at(commit)}#{system.attribute}"
-        words = ("build", "--no-link", "--json", "--print-build-logs", what)
-        done = await nix(*words, within_s=within_s, where=self.root, heard=heard)
-        if not done.ok:
-            return None, last_words(done)
-        [result] = json.loads(done.stdout)
-        return str(result["outputs"]["out"]), ""
+        return await build_of(self.at(commit), system, within_s=within_s, where=self.root, heard=heard)
+
+
+def chosen(found: Sequence[System], wanted: Sequence[str]) -> tuple[System, ...]:
+    """The systems of these hosts, or all of them, sorted by host.
+
+    Raises:
+        FlakeError: there is none of a wanted name.
+    """
+    missing = set(wanted) - {system.host for system in found}
+    if missing:
+        known = ", ".join(sorted(system.host for system in found)) or "none"
+        raise FlakeError(what=LISTING, said=f"no {', '.join(sorted(missing))}; there are: {known}")
+    return tuple(sorted(system for system in found if not wanted or system.host in wanted))
+
+
+def listed(answer: bytes) -> tuple[System, ...]:
+    """The systems of a flake, of what nix makes of `LIST_SYSTEMS` with it, as JSON."""
+    names = json.loads(answer)
+    nixos = "nixosConfigurations.{}.config.system.build.toplevel"
+    systems = [System(host=name, attribute=nixos.format(_quoted(name))) for name in names["nixos"]]
+    darwin = [System(host=name, attribute=f"darwinConfigurations.{_quoted(name)}.system") for name in names["darwin"]]
+    return (*systems, *darwin)
+
+
+async def build_of(
+    url: str,
+    system: System,
+    *,
+    within_s: float,
+    where: Path | None = None,
+    heard: Callable[[bytes], None] | None = None,
+) -> tuple[str | None, str]:
+    """Build a flake's system: the store path of its toplevel, or None and what nix said in the end."""
+    words = ("build", "--no-link", "--json", "--print-build-logs", "--no-write-lock-file", f"{url}#{system.attribute}")
+    done = await nix(*words, within_s=within_s, where=where, heard=heard)
+    if not done.ok:
+        return None, last_words(done)
+    [result] = json.loads(done.stdout)
+    return str(result["outputs"]["out"]), ""
+
+
+def _text(value: str) -> str:
+    """As a string literal of the Nix language."""
+    return '"' + value.replace("\\", "\\\\").replace('"', '\\"').replace("${", "\\${") + '"'
 
 
 def _quoted(name: str) -> str:
@@ -188,7 +218,7 @@ async def nix(
     """
     if shutil.which("nix") is None:
         raise FlakeError(what="nix", said="it is not on PATH; install it, or name its directory in PATH")
-    argv = ["nix", *_FEATURES, *words]
+    argv = ["nix", *FEATURES, *words]
     try:
         return await run(
             argv,

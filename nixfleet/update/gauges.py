@@ -33,6 +33,9 @@ def exposition(outcome: Outcome, now_s: float, seconds: float) -> bytes:
             float(kind is outcome.kind),
             outcome=kind.value,
         )
+    if outcome.released is not None:
+        done = float(outcome.released.why is None)
+        gauge("nixfleet_update_released", "Whether what the main branch has is released.", done)
     for built in outcome.findings.built:
         host = built.system.host
         gauge("nixfleet_update_build_ok", "Whether a host's system builds.", float(built.ok), host=host)

@@ -6,25 +6,21 @@
     push = true
 
 Every key is the flag of `nixfleet update` without its dashes in front; what has no flag stands in the tables
-`auto-fix`, `forge` and `notify` below it. A key that nothing reads is an error.
+`auto-fix`, `forge`, `notify` and `release` below it. A key that nothing reads is an error.
 """
 
-import contextlib
-import difflib
 import re
-import tomllib
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import attrs
 
-from evidence.regular_files import read_whole
-from nixfleet.clock import parse_duration_s
-from nixfleet.errors import ConfigurationError, UnreadableFileError
+from nixfleet.errors import ConfigurationError
+from nixfleet.tables import read_document, shown, values
 
-_LIMIT: Final = 1024 * 1024
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", re.ASCII)
 """Of an instance: it is the name of a directory and of a unit."""
 _REMOTE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]{0,99}", re.ASCII)
@@ -85,6 +81,15 @@ class Notify:
 
 
 @attrs.frozen(kw_only=True)
+class Release:
+    """What the main branch has is released after each run that did not fail."""
+
+    args: tuple[str, ...] = ()
+    """More of `nixfleet release`: where the key is, where it goes, which cache to look in."""
+    timeout: int = 6 * 3600
+
+
+@attrs.frozen(kw_only=True)
 class Instance:
     """One repository that is kept up to date. Durations in seconds."""
 
@@ -105,11 +110,15 @@ class Instance:
     auto_fix: AutoFix | None = None
     forge: Forge = Forge()
     notify: Notify = Notify()
+    release: Release | None = None
     metrics_file: Path | None = None
     pushgateway: str = ""
 
 
-_GROUPS: Final[Mapping[str, type]] = {"auto-fix": AutoFix, "forge": Forge, "notify": Notify}
+_GROUPS: Final[Mapping[str, type]] = {"auto-fix": AutoFix, "forge": Forge, "notify": Notify, "release": Release}
+_NOT_FOR_RELEASE: Final = ("--flake", "--refresh", "--dry-run", "--json")
+_SWITCHED: Final = ("auto-fix", "release")
+"""Tables that can be there and be turned off by `enable`, or be turned on by `true` in their place."""
 
 
 def read_instances(path: Path) -> Mapping[str, Mapping[str, Any]]:
@@ -118,16 +127,15 @@ def read_instances(path: Path) -> Mapping[str, Mapping[str, Any]]:
     Raises:
         UnreadableFileError, InstanceError: it is not there, or is no such file.
     """
-    try:
-        document = tomllib.loads(read_whole(path, _LIMIT).decode("utf-8"))
-    except OSError as error:
-        raise UnreadableFileError(path=path, what="file of instances", cause=error.strerror or str(error)) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InstanceError(where=str(path), problems=(f"not TOML: {error}",)) from error
+    document = read_document(
+        path,
+        what="file of instances",
+        no_toml=lambda problem: InstanceError(where=str(path), problems=(problem,)),
+    )
     loose = [key for key, value in document.items() if not isinstance(value, dict)]
     if loose:
         problem = (
-            f"`{_shown(loose[0])}` stands outside a table; every instance is a table of its own, such as [biweekly]"
+            f"`{shown(loose[0])}` stands outside a table; every instance is a table of its own, such as [biweekly]"
         )
         raise InstanceError(where=str(path), problems=(problem,))
     if not document:
@@ -142,85 +150,35 @@ def read_instance(name: str, given: Mapping[str, Any], where: str) -> Instance:
         InstanceError: with everything that is wrong with it.
     """
     problems: list[str] = []
-    where = f"{where} [{_shown(name)}]"
+    where = f"{where} [{shown(name)}]"
     if not _NAME.fullmatch(name):
         problems.append("the name of an instance has letters, digits, `_`, and within it `.` and `-`")
-    values = _values(Instance, given, problems, "")
-    if "repo_path" not in values:
+    readers = {key: partial(_group, key) for key in _GROUPS}
+    found = values(Instance, given, problems, durations=_DURATIONS, readers=readers, not_keys=("name",))
+    if "repo_path" not in found:
         problems.append("repo-path is missing: the repository with the flake")
     if problems:
         raise InstanceError(where=where, problems=tuple(problems))
-    instance = Instance(name=name, **values)
+    instance = Instance(name=name, **found)
     problems += _wrong(instance)
     if problems:
         raise InstanceError(where=where, problems=tuple(problems))
     return instance
 
 
-def _values(owner: type, given: Mapping[str, Any], problems: list[str], prefix: str) -> dict[str, Any]:
-    fields = {field.name.replace("_", "-"): field for field in attrs.fields(owner) if field.name != "name"}
-    values: dict[str, Any] = {}
-    for key, value in given.items():
-        if key in _GROUPS and owner is Instance:
-            values[key.replace("-", "_")] = _group(key, value, problems)
-        elif key not in fields:
-            near = difflib.get_close_matches(key, fields, 1)
-            problems.append(f"`{prefix}{_shown(key)}` is no option" + (f"; did you mean `{near[0]}`?" if near else ""))
-        else:
-            values[fields[key].name] = _value(fields[key], f"{prefix}{key}", value, problems)
-    return values
-
-
-def _shown(text: str) -> str:
-    """A name that somebody chose, in a line."""
-    return text[:80] if text.isprintable() else repr(text[:80])
-
-
 def _group(key: str, value: Any, problems: list[str]) -> Any:
-    if key == "auto-fix" and isinstance(value, bool):
+    if key in _SWITCHED and isinstance(value, bool):
         value = {"enable": value}
     if not isinstance(value, dict):
         problems.append(f"`{key}` must be a table")
         return None
     given = dict(value)
-    enable = given.pop("enable", True) if key == "auto-fix" else True
+    enable = given.pop("enable", True) if key in _SWITCHED else True
     if not isinstance(enable, bool):
-        problems.append("`auto-fix.enable` must be true or false")
+        problems.append(f"`{key}.enable` must be true or false")
     elif not enable:
         return None
-    return _GROUPS[key](**_values(_GROUPS[key], given, problems, f"{key}."))
-
-
-def _value(field: "attrs.Attribute[Any]", key: str, value: Any, problems: list[str]) -> Any:
-    kind = str(field.type)
-    if "tuple" in kind:
-        items = [value] if isinstance(value, str) else value
-        if isinstance(items, list | tuple) and all(isinstance(item, str) and "\0" not in item for item in items):
-            return tuple(items)
-        problems.append(f"`{key}` must be a list of texts")
-    elif "Path" in kind:
-        with contextlib.suppress(RuntimeError):  # a `~user` who is nobody
-            if isinstance(value, str | Path) and str(value) and "\0" not in str(value):
-                return Path(value).expanduser().absolute()
-        problems.append(f"`{key}` must be a path")
-    elif "bool" in kind:
-        if isinstance(value, bool):
-            return value
-        problems.append(f"`{key}` must be true or false")
-    elif field.name in _DURATIONS and isinstance(value, str):
-        try:
-            return parse_duration_s(value)
-        except ValueError as error:
-            problems.append(f"`{key}`: {error}")
-    elif "int" in kind:
-        if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 10**9:
-            return value
-        problems.append(f"`{key}` must be a whole number above 0")
-    elif isinstance(value, str) and "\0" not in value:
-        return value
-    else:
-        problems.append(f"`{key}` must be a text")
-    return field.default
+    return _GROUPS[key](**values(_GROUPS[key], given, problems, prefix=f"{key}.", durations=_DURATIONS))
 
 
 def _wrong(instance: Instance) -> list[str]:
@@ -242,6 +200,8 @@ def _wrong(instance: Instance) -> list[str]:
                  if not _INPUT.fullmatch(name)]  # fmt: skip
     problems += [f"`build-systems` {name[:80]!r} is no name of a host" for name in instance.build_systems
                  if not _HOST.fullmatch(name)]  # fmt: skip
+    if instance.release is not None and (bad := [word for word in instance.release.args if word in _NOT_FOR_RELEASE]):
+        problems.append(f"`release.args` {', '.join(bad)}: the updater itself says what is released")
     if instance.auto_fix is not None and not instance.auto_fix.command:
         problems.append("`auto-fix.command` is empty")
     problems += [f"`auto-fix.paths` {path!r} must be below the repository" for path in _outside(instance.auto_fix)]

@@ -115,6 +115,9 @@ def org_entry(notice: Notice, at: datetime) -> str:
 def notice_of(outcome: Outcome) -> Notice:
     """What people are told of a run that went to its end."""
     findings, name = outcome.findings, outcome.instance
+    if outcome.released is not None and outcome.released.why is not None:
+        title = f"{name}: not released"
+        return Notice(title=title, text=outcome.released.why, urgency=4, tags=("warning",), todo=True)
     moved = f"{len(findings.moves)} inputs moved"
     match outcome.kind:
         case Kind.UNCHANGED:

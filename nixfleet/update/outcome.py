@@ -8,6 +8,7 @@ import attrs
 
 from nixfleet.update.errors import UpdateError
 from nixfleet.update.message import Findings, in_words
+from nixfleet.update.releasing import Released
 
 
 class Kind(enum.StrEnum):
@@ -36,6 +37,10 @@ EXIT_STATUS: Final[Mapping[Kind, int]] = {
 }
 
 
+NOT_RELEASED: Final = 5
+"""The exit status of a run that went well, but whose release did not come about."""
+
+
 @attrs.frozen(kw_only=True)
 class Outcome:
     """How it ended, and what it left."""
@@ -50,8 +55,16 @@ class Outcome:
     pull_request: str = ""
     closed: tuple[str, ...] = ()
     """Stale branches that were removed."""
+    released: Released | None = None
+    """None: no release is made by this instance, or there was nothing to release."""
     notes: tuple[str, ...] = ()
     """What else went wrong, none of which changes how it ended."""
+
+    @property
+    def exit_status(self) -> int:
+        """The command's."""
+        failed = self.released is not None and self.released.why is not None
+        return NOT_RELEASED if failed else EXIT_STATUS[self.kind]
 
 
 def document(outcome: Outcome) -> dict[str, Any]:
@@ -88,6 +101,7 @@ def document(outcome: Outcome) -> dict[str, Any]:
             {"host": a.system.host, "number": a.number, "ok": a.ok, "why": a.why, "changed": list(a.changed)}
             for a in findings.attempts
         ],
+        "released": None if outcome.released is None else attrs.asdict(outcome.released),
         "closedBranches": list(outcome.closed),
         "notes": list(outcome.notes),
     }

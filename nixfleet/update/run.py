@@ -23,6 +23,7 @@ from nixfleet.update.locks import Move, moves
 from nixfleet.update.message import Attempt, Findings, commit_message, fix_message, pull_request
 from nixfleet.update.notices import Notice, notice_of, tell
 from nixfleet.update.outcome import Kind, Outcome
+from nixfleet.update.releasing import release
 from nixfleet.update.repair import Mender
 from nixfleet.update.worktree import Repository, Worktree
 
@@ -91,6 +92,7 @@ class Run:
             outcome = Outcome(instance=instance.name, kind=Kind.UNCHANGED, findings=Findings(moves=moved), base=base)
             if moved:
                 outcome = await self._with_moved_inputs(tree, flake, outcome)
+            outcome = await self._released(flake, outcome)
             try:
                 return await self._close_stale(tree, outcome)
             except UpdateError as error:  # what was merged or pushed by now stays so
@@ -191,6 +193,15 @@ class Run:
         await tree.push(instance.git_remote, branch)
         outcome = outcome if findings.failed else attrs.evolve(outcome, kind=Kind.PUSHED)
         return await self._propose(outcome)
+
+    async def _released(self, flake: Flake, outcome: Outcome) -> Outcome:
+        """Release what the main branch has now, if that is wanted; what waits on a branch is not on it."""
+        instance = self.instance
+        if instance.release is None or instance.dry_run or outcome.kind not in (Kind.MERGED, Kind.UNCHANGED):
+            return outcome
+        commit = outcome.commit or outcome.base
+        self.say(f"releasing {commit[:8]}")
+        return attrs.evolve(outcome, released=await release(instance.release, flake.at(commit)))
 
     async def _merge(self, tree: Worktree, base: str) -> None:
         remote, main = self.instance.git_remote, self.instance.main_branch

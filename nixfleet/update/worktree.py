@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 import shutil
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Final
@@ -225,17 +225,18 @@ async def open_repository(path: Path) -> Repository:
     return Repository(path=path, git_dir=Path(common))
 
 
-async def git(where: Path, *words: str, stdin: bytes = b"", within_s: float = LOCAL_S) -> str:
-    """Run git and return what it wrote, without the end of the last line.
+async def git(
+    where: Path, *words: str, stdin: bytes = b"", within_s: float = LOCAL_S, more: Mapping[str, str] | None = None
+) -> str:
+    """Run git and return what it wrote, without the end of the last line. `more` is added to its environment.
 
     Raises:
         GitError: it failed, could not be started, or took longer than `within_s` seconds.
     """
     argv = ["git", "-C", str(where), *_OPTIONS, *words]
+    environment = {**environment_here(), **_QUIET, **({} if more is None else more)}
     try:
-        done = await run(
-            argv, timeout_s=within_s, env={**environment_here(), **_QUIET}, stdin=stdin, keep=16 * 1024 * 1024
-        )
+        done = await run(argv, timeout_s=within_s, env=environment, stdin=stdin, keep=16 * 1024 * 1024)
     except CommandError as error:
         raise GitError(words=words, said=str(error)) from error
     if not done.ok:

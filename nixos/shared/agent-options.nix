@@ -168,6 +168,11 @@ in
       description = "Address to serve metrics on.";
     };
 
+    nats = import ./nats-options.nix {
+      inherit lib;
+      does = "the agent looks for it";
+    };
+
     renewalThresholdFraction = mkOption {
       type = types.nullOr types.float;
       default = null;

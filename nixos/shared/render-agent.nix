@@ -8,6 +8,7 @@ let
   healthChecks = import ./render-health-checks.nix { inherit lib; };
   trust = import ./render-trust.nix { inherit lib; };
   source = import ./render-source.nix { inherit lib; };
+  nats = import ./render-nats.nix { inherit lib; };
 
   option = "services.nixfleet-agent";
   isAbsolute = hasPrefix "/";
@@ -81,7 +82,7 @@ in
     trust = if cfg.trust == null then null else trust.text cfg.trust;
   };
 
-  # One word each, unquoted; without the token's, whose place the service manager decides.
+  # One word each, unquoted; without the secrets', whose place the service manager decides.
   flags =
     cfg:
     flag "control-plane-url" cfg.controlPlaneUrl
@@ -105,6 +106,7 @@ in
     ++ concatMap (flag "tag") cfg.tags
     ++ concatMap (flag "cache-url") (optional (cfg.cacheUrl != null) cfg.cacheUrl ++ cfg.cacheUrls)
     ++ optionals (cfg.metricsPort != null) (flag "metrics-port" cfg.metricsPort ++ flag "metrics-address" cfg.metricsAddress)
+    ++ nats.flags cfg.nats
     ++ optional cfg.dryRun "--dry-run"
     ++ optional cfg.allowInsecure "--allow-insecure"
     ++ flag "log-level" cfg.logLevel;
@@ -133,6 +135,7 @@ in
       (tag: optional (tag == "" || lib.hasInfix "," tag || builtins.match "[ \t].*|.*[ \t]" tag != null) "${option}.tags: \"${tag}\" cannot be a tag: it must not be empty, have a comma or begin or end with a blank.")
       cfg.tags
     ++ concatMap cacheProblems (optional (cfg.cacheUrl != null) cfg.cacheUrl ++ cfg.cacheUrls)
+    ++ nats.problems option cfg.nats
     ++ optional (cfg.trust != null && toString cfg.trustFile != default.trustFile)
       "${option}.trust and ${option}.trustFile are both set: trust is written to ${default.trustFile}, and the agent would read ${toString cfg.trustFile}. Remove one of them."
     ++ optionals (cfg.trust != null) (trust.problems "${option}.trust" cfg.trust)

@@ -39,6 +39,11 @@ let
       ++ line "repository" one.forge.repository
       ++ line "token-file" one.forge.tokenFile
     )
+    ++ table "${name key}.release" (
+      line "enable" one.release.enable
+      ++ line "args" one.release.args
+      ++ line "timeout" one.release.timeout
+    )
     ++ table "${name key}.notify" (
       line "ntfy-server" one.ntfyServer
       ++ line "ntfy-topic" one.ntfyTopic

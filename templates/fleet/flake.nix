@@ -12,8 +12,11 @@
   # There is no flake.lock yet: the first `nix` command in here writes it. Commit it; it is what makes a commit of this
   # repository mean the same systems tomorrow.
   outputs =
-    { nixpkgs, nixfleet, ... }:
+    { self, nixpkgs, nixfleet, ... }:
     let
+      # Each host's name, tags and health checks, as fleet.nix declares them.
+      described = nixfleet.lib.fleetModules ./fleet.nix;
+
       host =
         name:
         nixpkgs.lib.nixosSystem {
@@ -21,6 +24,7 @@
             nixfleet.nixosModules.default
             ./hosts/common.nix
             ./hosts/${name}.nix
+            (described.${name} or { })
             { networking.hostName = name; }
           ];
         };
@@ -29,9 +33,15 @@
       nixosConfigurations = {
         # Routes signed files; holds no key that could sign a release.
         cp = host "cp";
-        # Managed. A host is one more line here and one more table in fleet.toml.
+        # Managed. A host is one more line here and one more entry in fleet.nix.
         web1 = host "web1";
         web2 = host "web2";
+      };
+
+      # What `nixfleet release --flake .` signs.
+      fleet = nixfleet.lib.mkFleet {
+        imports = [ ./fleet.nix ];
+        inherit (self) nixosConfigurations;
       };
 
       # `nix shell .#nixfleet`: the operator's and CI's commands.

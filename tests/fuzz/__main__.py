@@ -11,7 +11,7 @@ import os
 import sys
 from typing import Final
 
-_OURS: Final = ["evidence", "wire", "nixfleet_agent", "control_plane", "state_machine"]
+_OURS: Final = ["evidence", "wire", "nixfleet", "nixfleet_agent", "control_plane", "state_machine"]
 
 
 def import_instrumented() -> None:

@@ -17,7 +17,7 @@ LENGTH_MAX: Final = 4096
 
 PER_TARGET: Final = 7
 _OURS: Final = tuple(
-    str(HERE.parents[1] / name) for name in ("evidence", "wire", "nixfleet_agent", "control_plane", "state_machine")
+    str(HERE.parents[1] / name) for name in ("evidence", "wire", "nixfleet", "control_plane", "state_machine")
 )
 
 

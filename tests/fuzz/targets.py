@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import attrs
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, derive_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from control_plane.errors import BadRequestError, RequestRefusedError
 from control_plane.guards import BODY_LIMIT
@@ -35,6 +37,10 @@ from evidence.private_key_formats import openssh_private_pem, parse_private_key
 from evidence.ssh_format import SshFormatError, openssh_public_line, parse_openssh_public
 from evidence.tokens import TOKEN_LIMIT, check_token, parse_token
 from evidence.trust import TRUST_FILE_LIMIT, KeySlot, accepted_keys, parse_trust, unusable_keys
+from nixfleet.release.narinfo import LIMIT as NARINFO_LIMIT
+from nixfleet.release.narinfo import NarInfoError, parse_narinfo
+from nixfleet.release.signing_command import ANSWER_MAX, parse_public_key
+from nixfleet_agent.activation.cache_keys import TrustedKeys
 from nixfleet_agent.desk import AnswerError
 from nixfleet_agent.health_checks import FILE_LIMIT as HEALTH_CHECKS_LIMIT
 from nixfleet_agent.identity import CERTIFICATE_LIMIT
@@ -46,6 +52,7 @@ from state_machine.values import HostName, ProbeMode, WallMs
 from tests.fuzz import agent_side, control_plane_side, damaged_journals
 from tests.fuzz.certificate_samples import armor_body, in_armor
 from tests.unit import evidence_samples as samples
+from tests.unit import narinfo_samples
 from tests.unit.test_evidence_compliance import COLLECTED
 from tests.unit.test_evidence_compliance import DOCUMENT as EVIDENCE
 from tests.unit.test_evidence_trust import TRUST
@@ -191,6 +198,22 @@ def _sshsig_in_armor(data: bytes) -> object:
     return data
 
 
+def _narinfo(data: bytes) -> object:
+    """Signed after it was read, so that the fuzzer sees what is signed as well."""
+    info = parse_narinfo(data, narinfo_samples.described(narinfo_samples.DEP), narinfo_samples.STORE)
+    info.counts(narinfo_samples.TRUSTED)
+    signed = attrs.evolve(info, signatures=(narinfo_samples.KEY.sign(info.fingerprint),))
+    assert signed.counts(TrustedKeys.parse([narinfo_samples.KEY.public]))
+    return info
+
+
+def _printed_key(data: bytes) -> object:
+    """What a signing command printed for its public key: a key, or None."""
+    key = parse_public_key(data)
+    assert key is None or (key.is_sound in (True, False) and len(key.raw) in (32, 64))
+    return key
+
+
 def _timestamp(data: bytes) -> object:
     at = parse_rfc3339(data.decode("utf-8", "replace"))
     assert parse_rfc3339(format_rfc3339(at)) == at
@@ -216,6 +239,9 @@ _OLD_CHECKS: Final = {
 }
 _OPENSSH: Final = openssh_private_pem(HOST_KEY.seed, HOST_KEY.public, comment="root@node7")
 _PKCS8: Final = HOST_KEY.pkcs8_pem()
+_PEM_PUBLIC: Final = (
+    derive_private_key(0xC0FFEE, SECP256R1()).public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+)
 _SSHSIG: Final = sshsig.sign(HOST_KEY, MESSAGE)
 _NUMBERS: Final = b'{"a":[1e-7,0.1,-0.0,1.0,9007199254740991,1E21],"\\u00e9":"\\ud83d\\ude00\xc3\xa9","":{"b":[]}}'
 
@@ -315,6 +341,22 @@ TARGETS: Final[Mapping[str, Target]] = {
             refusals=(sshsig.SshsigError,),
             limit=SSHSIG_LIMIT,
             genuine=(armor_body(_SSHSIG.encode()),),
+            is_json=False,
+        ),
+        Target(
+            name="narinfo",
+            read=_narinfo,
+            refusals=(NarInfoError,),
+            limit=NARINFO_LIMIT,
+            genuine=(narinfo_samples.DEP, narinfo_samples.DEP + b"CA: fixed:r:sha256:" + b"0" * 52 + b"\n"),
+            is_json=False,
+        ),
+        Target(
+            name="printed-key",
+            read=_printed_key,
+            refusals=(),
+            limit=ANSWER_MAX,
+            genuine=(_PEM_PUBLIC, HOST_KEY.openssh_public.encode(), base64.b64encode(HOST_KEY.public)),
             is_json=False,
         ),
         Target(

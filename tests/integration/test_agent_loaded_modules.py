@@ -45,6 +45,11 @@ NOT_RESIDENT: Final = {
     "nixfleet_agent.sources.legacy": "a host follows one source",
     "nixfleet_agent.sources.gradient": "a host follows one source",
     "zoneinfo": "only where there are windows",
+    "asyncio": "only with --nats-url",
+    "messaging": "only with --nats-url",
+    "nats": "only with --nats-url",
+    "nixfleet_agent.workers.news": "only with --nats-url",
+    "trio_asyncio": "only with --nats-url",
 }
 
 

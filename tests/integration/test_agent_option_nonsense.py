@@ -74,6 +74,13 @@ NONSENSE: Final[dict[str, Nonsense]] = {
     "health_checks_config": NO_HEALTH_CHECKS,
     "machine_id": ("../web1", "a b", "x" * 300, "wéb", "-", "\udcff"),
     "metrics_address": ("127.0.0.1:80", "[::1]", "::::", "two words", "a..b", "x" * 300, "::1\n", "\udcff"),
+    "nats_ca_cert": READ,
+    "nats_credentials_file": READ,
+    "nats_nkey_file": READ,
+    "nats_token_file": tuple(name for name in READ if name not in ("@list.json", "@number.json")),
+    "nats_url": ("nowhere", "http://x", "tls://", "tls://[::1", "tls://u:THE-SECRET@x", "tls://a b", "tls://x/y",
+                 "tls://x:99999", "\udcff"),
+    "news_prefix": ("a..b", ".", "a.>", "a.*", "a b", "x" * 300, "\udcff"),
     "reboot_window": WINDOWS,
     "session_lock": ("\udcff",),
     "profile": ("@below-a-file", "@pipe", "@garbage", "@directory"),
@@ -87,6 +94,8 @@ NONSENSE: Final[dict[str, Nonsense]] = {
 }  # fmt: skip
 OF_GRADIENT: Final = tuple(option.name for option in OPTIONS if option.name.startswith("gradient_"))
 """Looked at only on a host that follows a project."""
+OF_NEWS: Final = tuple(option.name for option in OPTIONS if option.name.startswith(("nats_", "news_")))
+"""Looked at only on a host that listens for news."""
 WHOLE: Final = ("many", "-1", "nan", "1.5", "", "9" * 30, "9" * 5000, "0x10", "\udcff")
 OF_COMMANDS: Final[dict[str, Nonsense]] = {
     "closure": ("", "short", "../x", "/etc/passwd", "0" * 32, "0" * 32 + "-a/b ", "\udcff"),
@@ -145,6 +154,8 @@ class Desk:
             more["state_dir"] = None  # which counts more
         if option.name in OF_GRADIENT:
             more |= self.on_gradient()
+        if option.name in OF_NEWS:
+            more["nats_url"] = "tls://127.0.0.1:1"
         flags = self.agent.words(**{**more, option.name: None})
         return Call(
             words=(*flags, *(words or ("check-config",))),

@@ -62,6 +62,12 @@ NONSENSE: Final[dict[str, tuple[str, ...]]] = {
     "log_format": ("xml", "", "JSON "),
     "log_level": ("loud", ""),
     "metrics_listen": ADDRESSES,
+    "nats_ca_cert": READ,
+    "nats_credentials_file": READ,
+    "nats_nkey_file": READ,
+    "nats_token_file": tuple(name for name in READ if name not in ("@list.json", "@number.json")),
+    "nats_url": ("", "nowhere", "http://x", "tls://", "tls://[::1", "tls://u:THE-SECRET@x", "tls://a b", "tls://x:99999"),
+    "news_prefix": ("", "a..b", ".", "a.>", "a.*", "a b", "x" * 300 + ">"),
     "ready_file": PLACE,
     "retention_days": WHOLE,
     "tls_cert": READ,
@@ -119,6 +125,7 @@ OPTIONS: Final = [option for option in cli.params if isinstance(option, click.Op
 @pytest.mark.parametrize("name", [option.name for option in OPTIONS if not option.is_flag])
 def test_what_an_option_is_given_is_refused_when_it_is_nonsense(desk: Desk, program: Warm, name: str) -> None:
     more = () if name != "artifacts_token_file" else ("--artifacts=https://127.0.0.1:1",)
+    more = ("--nats-url=tls://127.0.0.1:1",) if name.startswith("nats_") and name != "nats_url" else more
     assert NONSENSE[name]
     refused(desk, program, [desk.call(name, value, *more) for value in NONSENSE[name]])
 

@@ -48,25 +48,41 @@ URLS: Final = (
     "nowhere", "ftp://cp.example", "http://cp.example", "https://", "https://[::1", "https://cp.example:99999",
     "https://user:THE-SECRET@cp.example", "https://cp.example/?q=1", "https://a b", "https://cp.example/\n", "",
 )  # fmt: skip
+CACHES: Final = (
+    "nowhere", "s3://bucket", "ssh://host", "http://", "https://[::1", "https://cache.example:99999", "https://a b",
+    "https://user:THE-SECRET@cache.example", "file://host/x", "file:relative", "https://cache.example/\n", "",
+)  # fmt: skip
+TARGETS: Final = (
+    "", "ftp://cp.example", "https://", "https://[::1", "https://cp.example:99999/x", "https://a b", "https://x/?q=1",
+    "https://user:THE-SECRET@cp.example/x", "http://cp.example/x", "git+https://x/y", "git+ext::sh#x", "git+-x#main",
+    "git+https://user:THE-SECRET@x/y#main", "git+http://x/y#main", "s3://x", "s3://bucket?region=a b", "s3:///x",
+    "s3://bucket?colour=red", "s3://bucket?endpoint=ftp://x",
+)  # fmt: skip
 HOSTS: Final = ("", "../web1", "web 1", "x" * 300, "web1\n", "wéb", "-")
 ROLLOUTS: Final = ("", "stable", "@", "stable@", "stable@../../x", "a b@c0ffee", "x" * 5000 + "@c0ffee")
 FLAGS: Final = ("perhaps", "2")
 
 PRIVATE_KEY: Final = (*NO_FILE, *NO_CONTENT, *KEY_KINDS)
 FILE: Final = (*NO_FILE, *NO_CONTENT, *KEY_KINDS)
+ELSEWHERE: Final = (
+    "agent:", "agent:/nowhere.pub", "agent:SHA256:", "agent:SHA256:short", "command:", "command:'", "command:false",
+    "command:PIN=THE-SECRET sign", "command:/nowhere THE-SECRET",
+)  # fmt: skip
+"""Keys that are in no file, and nowhere else either."""
 PLACE: Final = ("below-a-file", "garbage", "pipe", "socket", "endless", "loop")
 """Where no directory can be."""
 
 
 @attrs.frozen(kw_only=True)
 class Files:
-    """Options that lead to files: things of the cabinet that are no use to them."""
+    """Options that lead to files: things of the cabinet that are no use to them. `texts`: what leads elsewhere."""
 
     names: tuple[str, ...]
+    texts: tuple[str, ...] = ()
 
     def but(self, *names: str) -> "Files":
         """Without those that are of use here."""
-        return Files(names=tuple(name for name in self.names if name not in names))
+        return attrs.evolve(self, names=tuple(name for name in self.names if name not in names))
 
 
 @attrs.frozen(kw_only=True)
@@ -82,12 +98,15 @@ NONSENSE: Final[dict[str, Nonsense]] = {
     "branch_prefix": ("", "-x", "a b", "..", "x" * 300),
     "build_systems": ("", "a b", 'a"b', "a/b", "$x", "x" * 300),
     "build_timeout": DURATIONS,
+    "builder": ("nobody", "", "LOCAL"),
     "ca_algorithm": ("rsa", "", "P-521"),
     "ca_cert": Files(names=FILE),
     "ca_days": (*NUMBERS, "0"),
+    "cache": CACHES,
+    "cache_netrc": Files(names=FILE).but("empty", "null"),
     "cache_name": ("", "a b", "a:b", "x\n"),
     "channel": ("", "a/b", "x" * 300),
-    "ci_key": Files(names=PRIVATE_KEY).but("ecdsa"),
+    "ci_key": Files(names=PRIVATE_KEY, texts=ELSEWHERE).but("ecdsa"),
     "client_cert": Files(names=FILE),
     "client_key": Files(names=FILE),
     "close_stale_after": DURATIONS,
@@ -100,6 +119,7 @@ NONSENSE: Final[dict[str, Nonsense]] = {
     "directory": Files(names=(*PLACE, "not-empty")),
     "file": Files(names=FILE).but("list.json", "wrong-types.json"),
     "fingerprint": ("", "short", "SHA256:abc", "\n"),
+    "flake": ("/nowhere", "github:", "...", "", "x" * 300, "--help", "a\nb"),
     "flake_inputs": ("", "a b", "-x", "../x", "a//b", "x\n"),
     "flake_path": ("/etc", "..", "a/../../b"),
     "freshness_window_secs": NUMBERS,
@@ -111,6 +131,9 @@ NONSENSE: Final[dict[str, Nonsense]] = {
     "instances": Files(names=FILE),
     "interval": DURATIONS,
     "jobs": (*NUMBERS, "0"),
+    "key": Files(names=PRIVATE_KEY, texts=ELSEWHERE),
+    "keep": (*NUMBERS, "0"),
+    "keep_days": (*NUMBERS, "0"),
     "kind": ("neither", "", "FLEET"),
     "limit": NUMBERS,
     "main_branch": ("", "-x", "a b", "a..b", "x.lock", "flake-update-x"),
@@ -123,7 +146,7 @@ NONSENSE: Final[dict[str, Nonsense]] = {
     "now": INSTANTS,
     "only": HOSTS,
     "operator": ("", "x" * 300),
-    "org_root_key": Files(names=PRIVATE_KEY),
+    "org_root_key": Files(names=PRIVATE_KEY, texts=ELSEWHERE),
     "out": Files(names=(*PLACE, "not-empty")),
     "paths": Files(names=FILE),
     "pubkey": Files(names=FILE).but("ed25519-public"),
@@ -139,6 +162,9 @@ NONSENSE: Final[dict[str, Nonsense]] = {
     "shell": ("tcsh", "", "Bash"),
     "signature": Files(names=FILE),
     "tags": Free(),
+    "to": TARGETS,
+    "to_credentials_file": Files(names=FILE),
+    "to_token_file": Files(names=FILE),
     "trust_file": Files(names=FILE),
     "validity": DURATIONS,
 }
@@ -286,7 +312,7 @@ def test_what_a_command_is_given_is_refused_when_it_is_nonsense(desk: Desk, prog
         if isinstance(nonsense, Free):
             texts: tuple[str, ...] = ("\udcff",)
         elif isinstance(nonsense, Files):
-            texts = tuple(desk.cabinet.path(name) for name in nonsense.names)
+            texts = (*(desk.cabinet.path(name) for name in nonsense.names), *nonsense.texts)
         else:
             texts = nonsense
         calls += [desk.call(words, parameter, text) for text in texts]

@@ -73,6 +73,12 @@ AGENT_WITH_EVERYTHING: Final = """
     sessionLocks = [ "/run/backup.lock" "/run/user session.lock" ];
     hooksDir = "/etc/nixfleet/hooks";
     hookTimeout = 30;
+    nats = {
+      url = "tls://nats.example.org:4222";
+      nkeyFile = "/run/secrets/nats key 100%";
+      caCert = "/etc/nixfleet/nats-ca.pem";
+      newsPrefix = "fleet.news";
+    };
     logLevel = "debug";
     extraArgs = [ "--log-format=human" ];
   };
@@ -92,6 +98,7 @@ AGENT_ON_GRADIENT: Final = """
       apiKeyFile = "/run/secrets/api key 100%";
       hostName = "web-1";
     };
+    nats = { url = "nats://127.0.0.1"; credentialsFile = "/run/secrets/nats.creds"; };
   };
 }
 """
@@ -173,6 +180,12 @@ CONTROL_PLANE_WITH_EVERYTHING: Final = """
     closureUpstream = "https://cache.example.org";
     metricsListen = "0.0.0.0:9465";
     metricsOpenFirewall = true;
+    nats = {
+      url = "tls://nats.example.org:4222";
+      credentialsFile = "/run/secrets/nats.creds";
+      caCert = "/etc/nixfleet/nats-ca.pem";
+      newsPrefix = "fleet.news";
+    };
     retentionDays = 30;
     strict = true;
     requireEvidence = true;
@@ -196,6 +209,47 @@ CONTROL_PLANE_OF_A_MOVE: Final = """
 }
 """
 """It serves hosts of the first generation as well."""
+
+RELEASE: Final = """
+{
+  services.nixfleet-release = {
+    enable = true;
+    target = "/srv/releases";
+    ciKeyFile = "/run/secrets/ci-release.pem";
+  };
+}
+"""
+
+RELEASE_WITH_EVERYTHING: Final = """
+{ pkgs, ... }:
+{
+  networking.proxy.envVars.https_proxy = "http://proxy.example.org:3128";
+  services.nixfleet-release = {
+    enable = true;
+    path = [ pkgs.jq ];
+    target = "https://files.example.org/a%b/releases";
+    tokenFile = "/run/secrets/token 100%";
+    ciKeyFile = "/run/secrets/ci-release.pem";
+    trustFile = "/etc/nixfleet/trust.json";
+    keep = 20;
+    keepDays = 90;
+    refreshSchedule = [ "hourly" "Sun 04:10" ];
+    refreshRandomizedDelaySec = "5min";
+    flake = "git+ssh://git@git.example.org/us/fleet#fleets.\\"all\\"";
+    schedule = "Mon..Thu 10:00";
+    randomizedDelaySec = "1h";
+    jobs = 4;
+    buildTimeout = "90m";
+    caches = [ "https://cache.example.org" "https://$second.example.org" ];
+    cacheNetrcFile = "/run/secrets/netrc";
+    copyTo = "s3://cache?region=eu-1";
+    cacheKeyFile = "/run/secrets/cache-key";
+    user = "ci";
+    extraArgs = [ "--new-rollout" ];
+  };
+}
+"""
+"""Every option is set, to something that is not its default, but those that go instead of another."""
 
 FLAKE_UPDATER: Final = """
 {

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from messaging.server import Server
 from nixfleet_agent.config import read_config
 from nixfleet_agent.options import read_plain
 from nixfleet_agent.probes.declaration import read_health_checks
@@ -111,6 +112,7 @@ GRADIENT = """
     soak = 120;
     activationWindows = [ "Mon-Fri 12:00-13:00 Europe/Berlin" ];
     hooksDir = "/etc/nixfleet/hooks";
+    nats = { url = "tls://nats.example.org"; nkeyFile = "/var/root/nats nkey"; };
 """
 
 
@@ -124,6 +126,7 @@ def test_a_mac_can_follow_another_source_at_certain_hours_with_hooks() -> None:
     assert (config.source, config.gradient_server) == (Source.GRADIENT, "https://gradient.example.org")
     assert config.gradient_api_key_file == Path("/var/root/gradient api-key")
     assert (config.soak, config.hooks_dir, config.client_cert) == (120, Path("/etc/nixfleet/hooks"), None)
+    assert config.nats == Server(url="tls://nats.example.org", nkey_file=Path("/var/root/nats nkey"))
     assert config.activation_windows == (parse_window("Mon-Fri 12:00-13:00 Europe/Berlin"),)
 
 

@@ -66,7 +66,8 @@ def requirement_name(requirement: str) -> str:
 
 def test_the_flake_has_these_outputs_and_one_input() -> None:
     outputs = {"packages", "overlays", "nixosModules", "darwinModules", "checks", "devShells", "formatter", "templates"}
-    assert names("flake") == outputs
+    assert names("flake") == outputs | {"lib"}
+    assert names("flake.lib") == {"mkFleet", "fleetModules"}
     assert value(f"builtins.attrNames (import {ROOT}/flake.nix).inputs") == ["nixpkgs"]
     assert not (ROOT / "flake.lock").exists(), "which nixpkgs it is, is up to the fleet"
 
@@ -108,7 +109,14 @@ def flat(tree: Any) -> Sequence[str]:
     [
         (
             "nixosModules",
-            {"default", "gradient-deploy", "nix-flake-updater", "nixfleet-agent", "nixfleet-control-plane"},
+            {
+                "default",
+                "gradient-deploy",
+                "nix-flake-updater",
+                "nixfleet-agent",
+                "nixfleet-control-plane",
+                "nixfleet-release",
+            },
         ),
         ("darwinModules", {"default", "nixfleet-agent"}),
     ],
@@ -288,10 +296,19 @@ def test_a_new_fleet_has_every_file_of_the_template(fleet: Path) -> None:
         assert (fleet / path.relative_to(TEMPLATE)).exists()
 
 
+def inputs_of(flakes: Flakes) -> Sequence[str]:
+    """This project and the nixpkgs of these tests, for what a new fleet has from the network."""
+    project, nixpkgs = f"path:{flakes.root}/project", f"path:{flakes.root}/nixpkgs"
+    return [
+        *("--override-input", "nixfleet", project),
+        *flakes.instead,
+        *("--override-input", "nixfleet/nixpkgs", nixpkgs),
+    ]
+
+
 @pytest.mark.parametrize("host", ["cp", "web1", "web2"])
 def test_each_host_of_a_new_fleet_evaluates_without_a_complaint(flakes: Flakes, fleet: Path, host: str) -> None:
-    inputs = ["--override-input", "nixfleet", f"path:{flakes.root}/project", *flakes.instead]
-    inputs += ["--override-input", "nixfleet/nixpkgs", f"path:{flakes.root}/nixpkgs"]
+    inputs = inputs_of(flakes)
     attribute = f"path:{fleet}#nixosConfigurations.{host}"
     toplevel = flakes.nix("eval", "--raw", *inputs, f"{attribute}.config.system.build.toplevel.drvPath")
     assert toplevel.endswith("-nixos-system.drv")
@@ -301,35 +318,42 @@ def test_each_host_of_a_new_fleet_evaluates_without_a_complaint(flakes: Flakes, 
 
 
 def test_the_agents_of_a_new_fleet_can_read_what_they_are_given(flakes: Flakes, fleet: Path) -> None:
-    inputs = ["--override-input", "nixfleet", f"path:{flakes.root}/project", *flakes.instead]
-    inputs += ["--override-input", "nixfleet/nixpkgs", f"path:{flakes.root}/nixpkgs"]
+    inputs = inputs_of(flakes)
     seen = json.loads(flakes.nix("eval", "--json", *inputs, f"path:{fleet}#nixosConfigurations.web1.seen.etc"))
     probes = read_health_checks(seen["nixfleet/agent/health-checks.json"]["text"].encode(), platform="linux")
     assert {probe.name for probe in probes} == {"sshd", "units"}
     assert load_trust(fleet / "public/trust.json").ci_release_key is not None
 
 
-def test_the_hosts_described_are_those_configured(fleet: Path) -> None:
-    described = tomllib.loads((fleet / "fleet.toml").read_text())["hosts"]
-    for name, host in described.items():
-        module = (fleet / "hosts" / f"{name}.nix").read_text()
-        assert f"tags = [ {' '.join(json.dumps(tag) for tag in host['tags'])} ]" in module
+@pytest.fixture(scope="module")
+def described(flakes: Flakes, fleet: Path) -> Any:
+    """What `nixfleet release --flake` reads of a new fleet."""
+    return json.loads(flakes.nix("eval", "--json", *inputs_of(flakes), f"path:{fleet}#fleet"))
 
 
-def test_the_description_of_a_new_fleet_passes_every_check_and_is_released(fleet: Path) -> None:
+def test_the_hosts_described_are_those_configured(flakes: Flakes, fleet: Path, described: Any) -> None:
+    assert set(described["hosts"]) == {"web1", "web2"}
+    for name, host in described["hosts"].items():
+        seen = flakes.nix("eval", "--json", *inputs_of(flakes), f"path:{fleet}#nixosConfigurations.{name}.seen.units")
+        [service] = [text for unit, text in json.loads(seen).items() if unit == "nixfleet-agent.service"]
+        assert all(f"--tag={tag}" in service for tag in host["tags"])
+
+
+def test_the_description_of_a_new_fleet_passes_every_check_and_is_released(fleet: Path, described: Any) -> None:
+    (fleet / "described.json").write_text(json.dumps(described))
     store = "/nix/store/11111111111111111111111111111111-nixos-system-web1-25.11"
     keys = ["--ci-key", "keys/ci-release.pem", "--trust-file", "keys/trust.json"]
-    planned = nixfleet("release", "fleet.toml", "--dry-run", "--commit", "4be0c1", cwd=fleet)
+    wanted = ["described.json", "--commit", "4be0c1", "--closure", f"web1={store}"]
+    planned = nixfleet("release", *wanted, "--dry-run", cwd=fleet)
     assert [line.split()[0] for line in planned.splitlines()[1:3]] == ["web1", "web2"]
-    nixfleet("release", "fleet.toml", "--commit", "4be0c1", "--closure", f"web1={store}", *keys, cwd=fleet)
+    nixfleet("release", *wanted, *keys, cwd=fleet)
     published = json.loads((fleet / "releases/fleet.resolved.json").read_text())
     assert set(published["hosts"]) == {"web1", "web2"}
 
 
-def test_the_tokens_of_the_readme_can_be_minted(fleet: Path) -> None:
+def test_the_tokens_of_the_readme_can_be_minted(fleet: Path, described: Any) -> None:
     keys = ["--org-root-key", "keys/org-root.pem", "--ci-key", "keys/ci-release.pem", "--trust-file", "keys/trust.json"]
-    pubkey = tomllib.loads((fleet / "fleet.toml").read_text())["hosts"]["web1"]["pubkey"]
-    (fleet / "web1.pub").write_text(pubkey + "\n")
+    (fleet / "web1.pub").write_text(described["hosts"]["web1"]["pubkey"] + "\n")
     nixfleet("mint-token", "--hostname", "web1", "--pubkey", "web1.pub", *keys, "--out", "token.json", cwd=fleet)
     assert (fleet / "token.json").stat().st_mode & 0o077 == 0
 
@@ -349,20 +373,20 @@ def test_the_readme_has_five_commands_whose_flags_exist() -> None:
             assert all(re.search(rf"{flag}\b", known) for flag in flags), command
 
 
-def test_the_last_command_of_the_readme_hands_each_build_to_each_step(tmp_path: Path) -> None:
-    path = {name: f"/nix/store/{name}-system" for name in ("web1", "web2")}
-    for program in ("nix", "nixfleet", "rsync"):
-        answer = "case $* in *web1*) echo {web1} ;; *web2*) echo {web2} ;; esac".format(**path)
+@pytest.mark.parametrize("status", [0, 1])
+def test_the_last_command_of_the_readme_publishes_what_was_released_and_nothing_else(
+    tmp_path: Path, status: int
+) -> None:
+    for program, ends in (("nixfleet", status), ("rsync", 0)):
         script = tmp_path / program
-        script.write_text(f'#!/bin/sh\necho "{program} $*" >> {tmp_path}/calls\n{answer}\n')
+        script.write_text(f'#!/bin/sh\necho "{program} $*" >> {tmp_path}/calls\nexit {ends}\n')
         script.chmod(0o755)
     environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    subprocess.run(["bash", "-c", readme_commands()[-1]], env=environment, check=True, capture_output=True)
-    builds, (sign, copy, release, publish) = calls(tmp_path)[:2], calls(tmp_path)[2:]
-    assert ["config.system.build.toplevel" in build for build in builds] == [True, True]
-    assert sign.split()[-2:] == copy.split()[-2:] == [path["web1"], path["web2"]]
-    assert f"--closure web1={path['web1']} --closure web2={path['web2']}" in release
-    assert publish.startswith("rsync -a --chmod=a+rX releases/ ")
+    done = subprocess.run(["bash", "-c", readme_commands()[-1]], env=environment, capture_output=True, check=False)
+    release, *publish = calls(tmp_path)
+    assert release.startswith("nixfleet release --flake . --copy-to ")
+    assert (done.returncode, len(publish)) == (status, 1 - status)
+    assert all(line.startswith("rsync -a --chmod=a+rX releases/ ") for line in publish)
 
 
 def calls(where: Path) -> Sequence[str]:

@@ -9,6 +9,7 @@ import pytest
 
 from evidence.selection import ControlRule, ControlSelection, FrameworkSelection
 from evidence.trust import parse_trust, unusable_keys
+from messaging.server import Server
 from nixfleet_agent.config import Config, read_config
 from nixfleet_agent.options import OPTIONS, read_plain
 from nixfleet_agent.probes.declaration import HealthChecksError, read_health_checks
@@ -156,6 +157,12 @@ def test_every_option_arrives_at_the_agent(full: NixosEvaluated) -> None:
     assert said.reboot_windows == (Window(days=frozenset({6}), begins=180, ends=300),)
     assert said.session_locks == (Path("/run/backup.lock"), Path("/run/user session.lock"))
     assert (said.hooks_dir, said.hook_timeout) == (Path("/etc/nixfleet/hooks"), 30)
+    assert said.nats == Server(
+        url="tls://nats.example.org:4222",
+        nkey_file=Path("/run/credentials/x/nats-nkey-file"),
+        ca_cert=Path("/etc/nixfleet/nats-ca.pem"),
+    )
+    assert said.news_prefix == "fleet.news"
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +179,10 @@ def test_a_host_can_follow_a_gradient_project(on_gradient: NixosEvaluated) -> No
     assert (said.gradient_server, said.gradient_project) == ("https://gradient.example.org/ci", "my-org/my-project")
     assert said.gradient_api_key_file == Path("/run/credentials/x/gradient-api-key")
     assert (said.gradient_host_name, said.poll_interval) == ("web-1", 900)
-    assert service(on_gradient)["LoadCredential"] == ["gradient-api-key:/run/secrets/api key 100%%"]
+    assert service(on_gradient)["LoadCredential"] == [
+        "gradient-api-key:/run/secrets/api key 100%%",
+        "nats-credentials-file:/run/secrets/nats.creds",
+    ]
     assert service(on_gradient)["StateDirectory"] == ["nixfleet-agent"], "there is no certificate to keep"
 
 
@@ -212,7 +222,8 @@ def test_no_flag_of_the_agent_was_forgotten(full: NixosEvaluated, on_gradient: N
         *("switch_lock", "boot_id_file", "switch_method", "allow_insecure", "db_path"),
     }
     passed: set[str] = set()
-    for seen in (full, on_gradient):
+    with_token = with_options('nats = { url = "tls://nats.example.org"; tokenFile = "/run/secrets/nats"; };')
+    for seen in (full, on_gradient, with_token):
         raw = read_plain(unit_file.command(seen.units[UNIT])[1:])
         assert raw is not None
         passed |= raw.keys()
@@ -264,8 +275,14 @@ def test_a_token_file_of_any_name_reaches_the_service() -> None:
 
 def test_a_token_file_that_is_gone_does_not_keep_the_service_from_starting(full: NixosEvaluated) -> None:
     """systemd.exec(5): with SetCredential= of the same name a missing file is not fatal. `null` is no token."""
-    assert service(full)["LoadCredential"] == ["bootstrap-token:/run/secrets/token.json"]
-    assert service(full)["SetCredential"] == ["bootstrap-token:null"]
+    assert service(full)["LoadCredential"][0] == "bootstrap-token:/run/secrets/token.json"
+    assert service(full)["SetCredential"][0] == "bootstrap-token:null"
+
+
+def test_a_key_for_nats_that_is_gone_does_not_either(full: NixosEvaluated) -> None:
+    """The agent hears no news without it, and works on."""
+    assert service(full)["LoadCredential"][1] == "nats-nkey-file:/run/secrets/nats key 100%%"
+    assert service(full)["SetCredential"][1] == "nats-nkey-file:absent"
 
 
 def test_no_token_means_no_credential(plain: NixosEvaluated) -> None:
@@ -499,6 +516,13 @@ WRONG: Final[Mapping[str, str]] = {
     'reboot = "when-required"; rebootWindows = [ "at night" ];': 'rebootWindows: "at night" is no window: write days',
     'reboot = "when-required"; sessionLocks = [ "lock" ];': 'sessionLocks: "lock" must be an absolute path',
     'sessionLocks = [ "/run/lock" ];': "reboot is never: set that to when-required, or remove the lines",
+    'nats.nkeyFile = "/k";': "nats.nkeyFile is set without services.nixfleet-agent.nats.url: set that",
+    'nats = { url = "tls://n"; nkeyFile = "/k"; tokenFile = "/t"; };': "tokenFile are set: one is enough",
+    'nats.url = "https://n";': 'nats.url is "https://n": it must be tls:// or nats://',
+    'nats = { url = "nats://n"; caCert = "/ca.pem"; };': "which has no TLS: write tls://",
+    'nats = { url = "tls://n"; newsPrefix = "a.>"; };': 'newsPrefix is "a.>": it must be words',
+    'nats = { url = "tls://n"; tokenFile = "token"; };': 'tokenFile is "token": it must be an absolute path',
+    'nats = { url = "tls://n"; tokenFile = "/nix/store/t"; };': "tokenFile is in the Nix store",
     'persistence.path = "/persist";': "this system has no environment.persistence: import the impermanence module",
 }
 

@@ -64,6 +64,13 @@ def test_every_option_arrives_at_the_program(full: NixosEvaluated) -> None:
         "log_format": "json",
         "log_level": "debug",
     }
+    assert {name: said.pop(name) for name in said.copy() if name.startswith("nats_")} == {
+        "nats_url": "tls://nats.example.org:4222",
+        "nats_nkey_file": None,
+        "nats_credentials_file": CREDENTIALS / "nats-credentials-file",
+        "nats_token_file": None,
+        "nats_ca_cert": Path("/etc/nixfleet/nats-ca.pem"),
+    }
     assert Configuration(**said) == Configuration(
         listen="[::]:443",
         tls_cert=CREDENTIALS / "tls-cert",
@@ -82,6 +89,7 @@ def test_every_option_arrives_at_the_program(full: NixosEvaluated) -> None:
         db_path=Path("/var/lib/fleet-cp/state.db"),
         closure_upstream="https://cache.example.org",
         metrics_listen="0.0.0.0:9465",
+        news_prefix="fleet.news",
         retention_days=30,
         strict=True,
         require_evidence=True,
@@ -97,8 +105,16 @@ def test_no_flag_of_the_program_was_forgotten(full: NixosEvaluated) -> None:
     """A new flag needs an option, or a place in this list."""
     of_no_use_in_a_unit = {"--ready-file"}
     moving = evaluate_nixos(CONTROL_PLANE_OF_A_MOVE, modules=NIXOS)
-    assert not moving.assertions
-    words = [*unit_file.command(full.units[UNIT])[1:], *unit_file.command(moving.units[UNIT])[1:]]
+    known_otherwise = [
+        evaluate_nixos(
+            CONTROL_PLANE.replace("enable = true;", f'enable = true; nats = {{ url = "tls://n"; {name} = "/s"; }};'),
+            modules=NIXOS,
+        )
+        for name in ("nkeyFile", "tokenFile")
+    ]
+    seen = (full, moving, *known_otherwise)
+    assert not any(each.assertions for each in seen)
+    words = [word for each in seen for word in unit_file.command(each.units[UNIT])[1:]]
     passed = {word.partition("=")[0] for word in words}
     flags = {param.opts[0] for param in cli.params if isinstance(param, click.Option) and not param.is_eager}
     assert flags - passed == of_no_use_in_a_unit
@@ -172,6 +188,13 @@ WRONG: Final[Mapping[str, str]] = {
     'metricsListen = "nowhere";': 'metricsListen is "nowhere": it must be a port',
     "metricsOpenFirewall = true;": "metricsOpenFirewall is set without services.nixfleet-control-plane.metricsListen",
     'metricsOpenFirewall = true; metricsListen = "9465";': "on loopback, where nobody else can reach it",
+    'nats.nkeyFile = "/k";': "nats.nkeyFile is set without services.nixfleet-control-plane",
+    'nats = { url = "tls://n"; nkeyFile = "/k"; tokenFile = "/t"; };': "tokenFile are set: one is enough",
+    'nats.url = "https://n";': 'nats.url is "https://n": it must be tls:// or nats://',
+    'nats = { url = "nats://n"; caCert = "/ca.pem"; };': "which has no TLS: write tls://",
+    'nats = { url = "tls://n"; newsPrefix = "a.>"; };': 'newsPrefix is "a.>": it must be words',
+    'nats = { url = "tls://n"; tokenFile = "token"; };': 'tokenFile is "token": it must be an absolute path',
+    'nats = { url = "tls://n"; tokenFile = "/nix/store/t"; };': "tokenFile is in the Nix store",
     'dbPath = "/srv/state.db";': "dbPath is /srv/state.db: the service may only write in a directory below /var/lib",
     'auditLog = "/var/log/issuance.log";': "auditLog is /var/log/issuance.log: the service may only write",
 }

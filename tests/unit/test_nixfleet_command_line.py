@@ -138,7 +138,7 @@ def test_another_configuration_file_may_be_named_by_a_variable(home: Path, capfd
     [
         (["stauts"], 2, "nixfleet: no command 'stauts'; did you mean 'status'? (see `nixfleet --help`)\n"),
         (["xyzzy"], 2, "nixfleet: no command 'xyzzy': one of demo, keygen"),
-        (["release"], 2, "nixfleet: name the fleet description, or give --refresh"),
+        (["release"], 2, "nixfleet: name the fleet description, or a flake with --flake, or give --refresh"),
         (["release", "none.toml"], 2, "nixfleet: cannot read the fleet description none.toml"),
         (["release", "--closure", "x", "f"], 2, "nixfleet: Invalid value for '--closure': write --closure HOST="),
         (["release", "--refresh", "x"], 2, "nixfleet: --refresh goes without a description"),

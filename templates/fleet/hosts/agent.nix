@@ -1,4 +1,5 @@
-# What every managed host has. All of it is public; the only secret, the token, is a file on the host.
+# What every managed host has; its tags and health checks are in fleet.nix. All of it is public; the only secret, the
+# token, is a file on the host.
 {
   services.nixfleet-agent = {
     enable = true;
@@ -10,17 +11,5 @@
 
     # Good once, for this host and its key, and may be gone afterwards. Not in this repository and not in the store.
     bootstrapTokenFile = "/root/nixfleet-token.json";
-
-    # A host that fails one of these for a minute after a switch goes back by itself.
-    healthChecks = {
-      sshd = {
-        kind = "tcp";
-        port = 22;
-      };
-      units = {
-        kind = "systemd";
-        units = [ "sshd.service" ];
-      };
-    };
   };
 }

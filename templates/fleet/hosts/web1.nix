@@ -1,5 +1,4 @@
-# The canary: it takes every release first.
+# What web1 alone has.
 {
   imports = [ ./agent.nix ];
-  services.nixfleet-agent.tags = [ "web" "canary" ];
 }

@@ -1,4 +1,4 @@
+# What web2 alone has.
 {
   imports = [ ./agent.nix ];
-  services.nixfleet-agent.tags = [ "web" ];
 }

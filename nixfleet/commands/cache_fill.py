@@ -1,0 +1,50 @@
+"""Options by which a release copies what was built to a binary cache before it looks whether hosts can fetch it."""
+
+import functools
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
+
+import attrs
+import click
+
+from nixfleet.commands import options
+from nixfleet.terminal import GOOD, Cell, print_line
+from state_machine.values import Closure
+
+
+@attrs.frozen(kw_only=True)
+class CacheFilling:
+    """Where closures are copied to, if anywhere, and the key they are signed with before."""
+
+    cache: str | None
+    signing_key_file: Path | None
+
+    def fill(self, closures: Collection[Closure], *, silent: bool) -> None:
+        """Copy what is in this machine's store.
+
+        Raises:
+            FlakeError: nix would not.
+        """
+        if self.cache is None:
+            return
+        from nixfleet.release.fill import fill
+        from nixfleet.stoppable import run_stoppable
+
+        copied = run_stoppable(functools.partial(fill, closures, self.cache, self.signing_key_file))
+        if not silent:
+            print_line((Cell("copied", GOOD), f"{copied} closures to {self.cache}"))
+
+
+def cache_fill(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options and hand them to the command as one `filling`."""
+
+    @click.option("--copy-to", metavar="URL", help="Copy what was built to this cache first, as `nix copy --to` does.")
+    @click.option("--cache-key-file", type=options.FILE, help="Sign it before, with the private key of that cache.")
+    @functools.wraps(command)
+    def with_filling(*args: Any, copy_to: str | None, cache_key_file: Path | None, **kwargs: Any) -> Any:
+        if cache_key_file is not None and copy_to is None:
+            raise click.UsageError("--cache-key-file signs what --copy-to copies: name the cache")
+        return command(*args, filling=CacheFilling(cache=copy_to, signing_key_file=cache_key_file), **kwargs)
+
+    return with_filling

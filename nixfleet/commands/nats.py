@@ -1,0 +1,120 @@
+"""The settings that lead to builders, as options of every command that asks some."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import click
+
+from nixfleet.builder.builders import Builders, builders_of
+from nixfleet.commands import options
+from nixfleet.errors import ConfigurationError, MissingSettingError
+
+_KEYS: Final[Mapping[str, str]] = {
+    "nats_url": "url",
+    "nats_nkey_file": "nkey-file",
+    "nats_credentials_file": "credentials-file",
+    "nats_token_file": "token-file",
+    "nats_ca_cert": "ca-cert",
+    "nats_prefix": "prefix",
+    "repo": "repository",
+}
+"""Options, and what the same is called in a table `nats` of a file."""
+
+_OPTIONS: Final = (
+    click.option(
+        "--nats-url", envvar="NIXFLEET_NATS_URL", show_envvar=True, help="Where builders listen: tls://HOST:4222."
+    ),
+    click.option(
+        "--nats-nkey-file",
+        type=options.FILE,
+        envvar="NIXFLEET_NATS_NKEY_FILE",
+        show_envvar=True,
+        help="The seed of an NKey that the NATS server knows.",
+    ),
+    click.option(
+        "--nats-credentials-file",
+        type=options.FILE,
+        envvar="NIXFLEET_NATS_CREDENTIALS_FILE",
+        show_envvar=True,
+        help="Credentials for the NATS server, as `nsc` writes them.",
+    ),
+    click.option(
+        "--nats-token-file",
+        type=options.FILE,
+        envvar="NIXFLEET_NATS_TOKEN_FILE",
+        show_envvar=True,
+        help="A token for the NATS server.",
+    ),
+    click.option(
+        "--nats-ca-cert",
+        type=options.FILE,
+        envvar="NIXFLEET_NATS_CA_CERT",
+        show_envvar=True,
+        help="Who signed the NATS server's certificate.  [default: the system's authorities]",
+    ),
+    click.option(
+        "--nats-prefix",
+        envvar="NIXFLEET_NATS_PREFIX",
+        show_envvar=True,
+        help="What the builders' subjects begin with.  [default: build]",
+    ),
+    click.option(
+        "--repo",
+        metavar="NAME",
+        envvar="NIXFLEET_REPO",
+        show_envvar=True,
+        help="What the builders call the repository.  [default: the only one they have]",
+    ),
+)
+
+SERVER: Final = {name: (key, option) for (name, key), option in zip(list(_KEYS.items())[:5], _OPTIONS, strict=False)}
+"""The options that lead to the server alone: by name, what each is called in a table, and the option."""
+
+
+class NatsOptionsError(ConfigurationError):
+    """The options name no server that could be used."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+
+
+def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options, as they are."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def to_builders(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options and hand them to the command as one `builders`."""
+
+    @functools.wraps(command)
+    def with_builders(*args: Any, **flags: Any) -> Any:
+        given = taken(flags)
+        return command(*args, builders=named(given), **flags)
+
+    return with_options(with_builders)
+
+
+def taken(flags: dict[str, Any]) -> dict[str, str]:
+    """Take these options out of what a command was given: a table `nats`."""
+    found = {key: flags.pop(name, None) for name, key in _KEYS.items()}
+    return {key: str(value) for key, value in found.items() if value is not None}
+
+
+def named(given: Mapping[str, str]) -> Builders:
+    """The builders that the options name.
+
+    Raises:
+        MissingSettingError, NatsOptionsError: they name none.
+    """
+    if not given.get("url"):
+        raise MissingSettingError(
+            flag="--nats-url", variable="NIXFLEET_NATS_URL", what="the address of the NATS server"
+        )
+    problems: list[str] = []
+    builders = builders_of(given, problems)
+    if builders is None:
+        raise NatsOptionsError(problems)
+    return builders

@@ -1,0 +1,1 @@
+"""The kinds of places that a release is published to; `choice` has them all."""

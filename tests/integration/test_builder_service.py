@@ -1,0 +1,495 @@
+"""`nixfleet builder` with a real NATS server, real git and real Nix: asked, killed, restarted, told to stop."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import pytest
+import trio
+from trio_asyncio import aio_as_trio
+
+from messaging.errors import LinkError
+from messaging.link import Link, connected
+from messaging.server import Server
+from nixfleet.builder.messages import (
+    Cancel,
+    Phase,
+    Progress,
+    Request,
+    Subjects,
+    decode_progress,
+    encode,
+)
+from nixfleet.clock import wall_now
+from tests.natslab import NatsServer, nats_server, needs_nats
+from tests.updatelab import UpdateLab
+
+pytestmark = needs_nats
+
+PATIENCE_S: Final = 60.0
+S: Final = Subjects()
+
+
+@attrs.define(kw_only=True)
+class BuilderLab:
+    """A fleet, a NATS server and any number of builders."""
+
+    fleet: UpdateLab
+    nats: NatsServer
+    builders: "dict[str, subprocess.Popen[bytes]]" = attrs.field(factory=dict)
+
+    def configured(self, name: str = "one", more: str = "", of_repository: str = "") -> Path:
+        path = self.fleet.root / f"{name}.toml"
+        path.write_text(
+            f'name = "{name}"\nstate-dir = "{self.fleet.root}/{name}"\npatience = 3\n{more}\n'
+            f'[nats]\nurl = "{self.nats.url}"\n[repositories.own]\nurl = "file://{self.fleet.hub}"\n{of_repository}\n'
+        )
+        return path
+
+    def words(self, config: Path, *more: str) -> list[str]:
+        return [sys.executable, "-m", "nixfleet", "builder", "--config", str(config), *more]
+
+    def start(self, name: str = "one", more: str = "", of_repository: str = "", wait: bool = True) -> None:
+        config = self.configured(name, more, of_repository)
+        with self.log_of(name).open("ab") as log:
+            self.builders[name] = subprocess.Popen(
+                self.words(config, "--log-format", "json"), cwd=self.fleet.root, env=self.fleet.environment(),
+                stdout=log, stderr=log,
+            )  # fmt: skip
+        if wait:
+            self.until(lambda: "listening" in self.said(name)[-3:], name)
+
+    def go(self, host: str) -> None:
+        """Let its build end."""
+        (self.fleet.root / f"go-{host}").touch()
+
+    def ran(self, host: str) -> int:
+        """How often Nix ran its build."""
+        path = self.fleet.root / f"ran-{host}"
+        return len(path.read_text().split()) if path.exists() else 0
+
+    def begun(self) -> int:
+        """How many jobs all builders have begun."""
+        return sum(self.said(path.stem).count("begun") for path in self.fleet.root.glob("*.log"))
+
+    def log_of(self, name: str) -> Path:
+        return self.fleet.root / f"{name}.log"
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.log_of(name).read_text().splitlines() if line.startswith("{")]
+
+    def said(self, name: str) -> list[str]:
+        return [str(line["message"]) for line in self.lines(name)]
+
+    def until(self, true: Callable[[], bool], name: str = "one") -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while not true():
+            assert time.monotonic() < deadline, self.log_of(name).read_text()
+            assert self.builders[name].poll() is None, self.log_of(name).read_text()
+            time.sleep(0.05)
+
+    def end(self, name: str, number: int = signal.SIGKILL) -> int:
+        process = self.builders.pop(name)
+        process.send_signal(number)
+        return process.wait(timeout=PATIENCE_S)
+
+    def nix_runs(self) -> bool:
+        """Some Nix or build of this fleet goes on."""
+        return any(process for process in self.processes() if process[1] not in (b"python", b"python3"))
+
+    def processes(self) -> Iterator[tuple[int, bytes]]:
+        """Those of this fleet: their environment names its store."""
+        ours = f"NIX_STORE_DIR={self.fleet.root}/store".encode()
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):  # gone by now
+                if ours in (process / "environ").read_bytes().split(b"\0"):
+                    yield int(process.name), (process / "comm").read_bytes().strip()
+
+    def stop_orphans_but(self, builder: int) -> None:
+        """End what a builder left that was killed, as its control group would."""
+        for number, _ in self.processes():
+            if number != builder:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(number, signal.SIGTERM)
+
+    def stop(self) -> None:
+        for name in tuple(self.builders):
+            self.end(name)
+        self.fleet.stop_orphans()
+
+
+_BUILD: Final = """echo "building $host with $word" >&2
+echo x >> %(root)s/ran-$host
+case $host in *1) while [ ! -e %(root)s/go-$host ]; do /bin/sleep 0.1; done ;; esac
+[ "$word" != bad ] || { echo "the end of $host" >&2; exit 1; }
+echo "$word $host" > "$out"
+"""
+
+
+@pytest.fixture
+def fleet(tmp_path: Path) -> UpdateLab:
+    """Of its hosts web1, db1 and mac1 each is built when a file says so."""
+    fleet = UpdateLab.at(tmp_path)
+    (fleet.fleet / "build.sh").write_text(_BUILD % {"root": fleet.root})
+    publish(fleet)
+    return fleet
+
+
+def publish(fleet: UpdateLab) -> None:
+    fleet.git("commit", "--quiet", "--all", "--message", "next")
+    fleet.git("push", "--quiet", "origin", "main")
+
+
+@pytest.fixture
+def lab(fleet: UpdateLab) -> Iterator[BuilderLab]:
+    with nats_server(fleet.root / "nats") as server:
+        lab = BuilderLab(fleet=fleet, nats=server)
+        yield lab
+        lab.stop()
+
+
+@pytest.fixture
+def plain(fleet: UpdateLab) -> Iterator[BuilderLab]:
+    """The same on a server without JetStream."""
+    with nats_server(fleet.root / "nats", jetstream=False) as server:
+        lab = BuilderLab(fleet=fleet, nats=server)
+        yield lab
+        lab.stop()
+
+
+def request(host: str, asked_by: str, **more: Any) -> Request:
+    return Request(**{"repository": "own", "host": host, "asked_by": asked_by, "asked_at": wall_now(), **more})
+
+
+@attrs.define(kw_only=True)
+class Asker:
+    """Asks by the bare protocol."""
+
+    link: Link
+    heard: list[Progress] = attrs.field(factory=list)
+
+    async def put(self, asked: Request) -> None:
+        await (await self.link.work_queue(S.stream, S.all_jobs)).put(S.job(asked), encode(asked))
+
+    async def ask(self, asked: Request) -> Progress:
+        """As on a server without JetStream."""
+        return decode_progress(await self.link.request(S.job(asked), encode(asked)))
+
+    async def cancel(self, asked: Request) -> None:
+        if await self.link.has_jetstream():
+            bucket = await self.link.bucket(S.bucket, ttl_s=7 * 86_400)
+            await bucket.put(f"cancelled.{asked.asked_by}", b"")
+        await self.link.publish(S.cancel(asked.job), encode(Cancel(job=asked.job, asked_by=asked.asked_by)))
+
+    async def until(self, true: Callable[[Progress], bool], job: str = "") -> Progress:
+        """The first word, of those heard already too, that is like this."""
+        with trio.fail_after(PATIENCE_S):
+            while True:
+                for progress in self.heard:
+                    if true(progress) and job in ("", progress.job):
+                        return progress
+                await trio.sleep(0.05)
+
+    async def last(self, job: str = "") -> Progress:
+        return await self.until(lambda progress: progress.phase.is_last, job)
+
+    async def answer(self, asked: Request) -> Progress:
+        """What came of it, heard or missed: a server that is away says nothing."""
+        bucket = await self.link.bucket(S.bucket, ttl_s=7 * 86_400)
+        with trio.fail_after(PATIENCE_S):
+            while True:
+                with contextlib.suppress(LinkError):
+                    found = await bucket.get(asked.job)
+                    if found is not None and (said := decode_progress(found[0])).phase.is_last:
+                        return said
+                await trio.sleep(0.2)
+
+
+async def until_empty(link: Link) -> None:
+    """Every job of the queue is settled."""
+    with trio.fail_after(PATIENCE_S):
+        while (await aio_as_trio(link.jetstream.stream_info)(S.stream)).state.messages:
+            await trio.sleep(0.1)
+
+
+@asynccontextmanager
+async def asker(server: NatsServer) -> AsyncIterator[Asker]:
+    async with (
+        connected(Server(url=server.url), "asker") as link,
+        link.subscribed("build.progress.*") as messages,
+        trio.open_nursery() as nursery,
+    ):
+        asking = Asker(link=link)
+
+        async def listen() -> None:
+            async for message in messages:
+                asking.heard.append(decode_progress(message.data))
+
+        nursery.start_soon(listen)
+        yield asking
+        nursery.cancel_scope.cancel()
+
+
+def is_building(progress: Progress) -> bool:
+    return progress.phase is Phase.BUILDING
+
+
+async def test_a_host_that_is_asked_for_is_built_and_the_answer_has_its_store_path(lab: BuilderLab) -> None:
+    lab.start()
+    lab.go("web1")
+    async with asker(lab.nats) as asking:
+        await asking.put(request("web1", "me"))
+        done = await asking.last()
+        assert (done.phase, done.host, done.builder, done.commit) == (Phase.DONE, "web1", "one", lab.fleet.main()), done
+        assert Path(done.path).read_text() == "one web1\n"
+        phases = list(dict.fromkeys(progress.phase for progress in asking.heard))
+        assert phases[-2:] == [Phase.BUILDING, Phase.DONE], phases
+
+
+async def test_what_does_not_build_is_told_with_the_end_of_its_log(lab: BuilderLab) -> None:
+    lab.start()
+    (lab.fleet.fleet / "build.sh").write_text('echo "the end of $host" >&2\nexit 1\n')
+    publish(lab.fleet)
+    async with asker(lab.nats) as asking:
+        await asking.put(request("web1", "me"))
+        failed = await asking.last()
+        assert failed.phase is Phase.FAILED
+        assert "the end of web1" in failed.tail
+
+
+@pytest.mark.parametrize("builders", [("one",), ("one", "two")], ids=["one builder", "two builders"])
+async def test_a_host_that_two_ask_for_at_once_is_built_once_and_both_are_answered(
+    lab: BuilderLab, builders: tuple[str, ...]
+) -> None:
+    for name in builders:
+        lab.start(name)
+    async with asker(lab.nats) as asking:
+        first, second = request("web1", "first"), request("web1", "second")
+        await asking.put(first)
+        await asking.put(second)
+        await asking.until(is_building)
+        # More than a beat and a turn of the queue: whoever would begin it a second time has had the time to.
+        heard = len(asking.heard)
+        with trio.fail_after(PATIENCE_S):
+            while sum(is_building(progress) for progress in asking.heard[heard:]) < 8:
+                await trio.sleep(0.1)
+        lab.go("web1")
+        await asking.last()
+        assert (lab.begun(), lab.ran("web1")) == (1, 1)
+        await until_empty(asking.link)
+
+
+async def test_who_asks_later_for_a_commit_is_answered_without_a_build(lab: BuilderLab) -> None:
+    lab.start()
+    lab.go("web1")
+    commit = lab.fleet.main()
+    async with asker(lab.nats) as asking:
+        await asking.put(request("web1", "first", revision=commit))
+        first = await asking.last()
+        asking.heard.clear()
+        await asking.put(request("web1", "second", revision=commit))
+        assert await asking.last() == first
+        asking.heard.clear()
+        await asking.put(request("web1", "third"))  # a branch may have moved
+        await asking.last()
+    assert lab.begun() == 2
+
+
+async def test_a_job_of_a_builder_that_was_killed_is_done_once_more_by_another(lab: BuilderLab) -> None:
+    lab.start("one")
+    async with asker(lab.nats) as asking:
+        await asking.put(request("web1", "me"))
+        await asking.until(is_building)
+        lab.start("two")
+        lab.end("one", signal.SIGKILL)
+        lab.stop_orphans_but(lab.builders["two"].pid)
+        await asking.until(lambda progress: is_building(progress) and progress.builder == "two")
+        lab.go("web1")
+        done = await asking.last()
+        assert (done.phase, done.builder, lab.begun()) == (Phase.DONE, "two", 2)
+
+
+async def test_a_job_that_no_builder_survives_is_given_up(lab: BuilderLab) -> None:
+    async with asker(lab.nats) as asking:
+        asked = request("web1", "me")
+        bucket = await asking.link.bucket(S.bucket, ttl_s=7 * 86_400)
+        word = Progress(
+            job=asked.job, repository="own", host="web1", phase=Phase.BUILDING, builder="gone",
+            at=wall_now() - 60_000, ended=4,
+        )  # fmt: skip
+        await bucket.put(asked.job, encode(word))
+        await asking.put(asked)
+        lab.start()
+        failed = await asking.last()
+        assert (failed.phase, failed.why) == (Phase.FAILED, "given up: 5 builders ended while building it")
+        assert lab.begun() == 0
+        lab.go("web1")
+        asking.heard.clear()
+        await asking.put(request("web1", "me-again"))
+        assert (await asking.last()).phase is Phase.DONE
+
+
+async def test_a_server_that_is_killed_and_comes_back_loses_nothing(lab: BuilderLab) -> None:
+    lab.start("one", more="parallel = 1")
+    async with asker(lab.nats) as asking:
+        web, db = request("web1", "first"), request("db1", "second")
+        await asking.put(web)
+        await asking.put(db)
+        await asking.until(is_building)
+        lab.nats.kill()
+        lab.go("web1")
+        lab.go("db1")
+        lab.nats.start()
+        assert (await asking.answer(web)).phase is Phase.DONE
+        assert (await asking.answer(db)).phase is Phase.DONE
+        assert (lab.begun(), lab.ran("web1"), lab.ran("db1")) == (2, 1, 1)
+
+
+async def test_a_build_that_ends_while_the_server_is_away_is_told_when_it_is_back(lab: BuilderLab) -> None:
+    lab.start()
+    async with asker(lab.nats) as asking:
+        asked = request("web1", "me")
+        await asking.put(asked)
+        await asking.until(is_building)
+        lab.nats.kill()
+        lab.go("web1")
+        await trio.to_thread.run_sync(lab.until, lambda: "done" in lab.said("one"))
+        lab.nats.start()
+        assert (await asking.answer(asked)).phase is Phase.DONE
+        assert lab.begun() == 1
+
+
+async def test_a_build_ends_when_the_last_who_asked_takes_it_back(lab: BuilderLab) -> None:
+    lab.start()
+    async with asker(lab.nats) as asking:
+        first, second = request("web1", "first"), request("web1", "second")
+        for each in (first, second):
+            await asking.put(each)
+        await trio.to_thread.run_sync(lab.until, lambda: "one more asks" in lab.said("one"))
+        await asking.until(is_building)
+        await asking.cancel(first)
+        asking.heard.clear()
+        await asking.until(is_building)  # the other still waits
+        await asking.cancel(second)
+        assert (await asking.last()).phase is Phase.CANCELLED
+        assert not lab.nix_runs()
+        asking.heard.clear()
+        lab.go("web1")
+        await asking.put(request("web1", "third"))
+        assert (await asking.last()).phase is Phase.DONE
+
+
+async def test_a_request_that_was_taken_back_while_it_waited_is_not_done(lab: BuilderLab) -> None:
+    async with asker(lab.nats) as asking:
+        gone, there = request("web1", "gone"), request("db1", "there")
+        await asking.put(gone)
+        await asking.cancel(gone)
+        await asking.put(there)
+        lab.go("db1")
+        lab.start("one", more="parallel = 1")
+        assert (await asking.last()).host == "db1"
+        assert (lab.begun(), lab.ran("web1")) == (1, 0)
+
+
+async def test_a_builder_that_is_told_to_stop_hands_its_job_to_another_at_once(lab: BuilderLab) -> None:
+    lab.start("one", more="patience = 3000")
+    async with asker(lab.nats) as asking:
+        await asking.put(request("web1", "me"))
+        await asking.until(is_building)
+        lab.start("two", more="patience = 3000")
+        assert await trio.to_thread.run_sync(lab.end, "one", signal.SIGTERM) == 0
+        await asking.until(lambda progress: is_building(progress) and progress.builder == "two")
+        lab.go("web1")
+        assert (await asking.last()).builder == "two"
+
+
+async def test_what_is_built_for_nobody_is_refused_and_what_is_no_request_is_passed_over(lab: BuilderLab) -> None:
+    lab.start("one", of_repository='hosts = ["db*"]')
+    lab.go("db1")
+    async with asker(lab.nats) as asking:
+        queue = await asking.link.work_queue(S.stream, S.all_jobs)
+        await queue.put("build.jobs.own.web1", b"\xff no request")
+        await asking.put(request("web1", "me"))
+        assert "its `hosts` do not name it" in (await asking.last()).why
+        await asking.put(request("db1", "me", repository="theirs"))
+        assert (
+            "no repository theirs; it has own" in (await asking.last(request("db1", "x", repository="theirs").job)).why
+        )
+        await asking.put(request("db1", "me-too"))
+        assert (await asking.until(lambda progress: progress.phase is Phase.DONE)).host == "db1"
+    assert "not a request" in lab.said("one")
+
+
+# Without JetStream
+
+
+async def test_without_jetstream_two_who_ask_at_once_are_answered_by_one_build(plain: BuilderLab) -> None:
+    plain.start("one")
+    plain.start("two")
+    async with asker(plain.nats) as asking:
+        first, second = request("web1", "first"), request("web1", "second")
+        assert (await asking.ask(first)).phase is Phase.QUEUED
+        building = await asking.until(is_building)
+        answer = decode_progress(await asking.link.request(S.whose(second.job), encode(second)))
+        assert (answer.phase, answer.builder) == (Phase.BUILDING, building.builder)
+        await asking.cancel(first)
+        asking.heard.clear()
+        await asking.until(is_building)
+        plain.go("web1")
+        assert (await asking.last()).phase is Phase.DONE
+    assert (plain.begun(), plain.ran("web1")) == (1, 1)
+
+
+async def test_without_jetstream_who_waits_in_line_hears_that_they_do_and_may_leave(plain: BuilderLab) -> None:
+    plain.start("one", more="parallel = 1")
+    async with asker(plain.nats) as asking:
+        web, db, mac = (request(host, f"for-{host}") for host in ("web1", "db1", "mac1"))
+        await asking.ask(web)
+        await asking.until(is_building, web.job)
+        for each in (db, mac):
+            assert (await asking.ask(each)).phase is Phase.QUEUED
+        asking.heard.clear()
+        await asking.until(lambda progress: progress.phase is Phase.QUEUED, mac.job)
+        await asking.cancel(db)
+        assert (await asking.last(db.job)).phase is Phase.CANCELLED
+        for host in ("web1", "mac1"):
+            plain.go(host)
+        assert (await asking.last(mac.job)).phase is Phase.DONE
+        assert (plain.begun(), plain.ran("db1")) == (2, 0)
+        asking.heard.clear()
+        plain.go("db1")
+        assert (await asking.ask(attrs.evolve(db, asked_by="again"))).phase is Phase.QUEUED
+        assert (await asking.last(db.job)).phase is Phase.DONE
+
+
+async def test_without_jetstream_a_refusal_is_the_answer_and_a_stop_leaves_nothing(plain: BuilderLab) -> None:
+    plain.start("one", more='hosts = ["web1"]')
+    async with asker(plain.nats) as asking:
+        assert (await asking.ask(request("db1", "me"))).phase is Phase.REFUSED
+        await asking.ask(request("web1", "me"))
+        await asking.until(is_building)
+        assert await trio.to_thread.run_sync(plain.end, "one", signal.SIGTERM) == 0
+        assert not plain.nix_runs()
+
+
+# The service
+
+
+def test_a_server_that_is_not_there_yet_is_waited_for_and_told_once(lab: BuilderLab) -> None:
+    lab.nats.kill()
+    lab.start(wait=False)
+    lab.until(lambda: "no NATS server, trying again" in lab.said("one"))
+    lab.nats.start()
+    lab.until(lambda: "listening" in lab.said("one"))
+    assert lab.said("one").count("no NATS server, trying again") == 1
+    [told] = [line for line in lab.lines("one") if line["message"] == "no NATS server, trying again"]
+    assert "refused" in told["why"]
