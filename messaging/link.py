@@ -133,6 +133,13 @@ class WorkQueue:
             return None
         return Delivery(message, lambda: self._link.trouble(self._stream))
 
+    async def leave(self) -> None:
+        """Take no more: a job that somebody gives back from now on goes to others."""
+        assert self._subscription is not None, "this queue was opened to put jobs in"
+        with self._link.trouble(self._stream):
+            await _on_asyncio(self._subscription.unsubscribe)
+            await self._link.flush()
+
     async def depth(self) -> int:
         """How many jobs nobody has taken."""
         with self._link.trouble(self._stream):
@@ -201,7 +208,11 @@ class Link:
         """Send it to whoever listens, which may be nobody."""
         with self.trouble(subject):
             await _on_asyncio(self._client.publish, subject, data)
-            await _on_asyncio(self._client.flush, timeout=ANSWER_S)
+            await self.flush()
+
+    async def flush(self) -> None:
+        """Wait until the server has all that was sent. Raises what the library does."""
+        await _on_asyncio(self._client.flush, timeout=ANSWER_S)
 
     async def request(self, subject: str, data: bytes, within_s: float = ANSWER_S) -> bytes:
         """Ask, and wait for an answer.
@@ -271,8 +282,9 @@ class Link:
 
     async def _wake_on(self, subject: str, wake: Callable[[Msg], Awaitable[None]]) -> Subscription:
         # What one message does, many do: those that come faster than they are passed over may be dropped.
-        limits = {"pending_msgs_limit": WAKING_MAX, "pending_bytes_limit": WAKING_BYTES_MAX}
-        return await self._client.subscribe(subject, cb=wake, **limits)
+        return await self._client.subscribe(
+            subject, cb=wake, pending_msgs_limit=WAKING_MAX, pending_bytes_limit=WAKING_BYTES_MAX
+        )
 
     # What only JetStream has
 

@@ -40,6 +40,7 @@ SHARED: Final = (
     "nats_ca_cert",
     "nats_prefix",
     "repo",
+    "news_prefix",
 )
 """Settings that more than one command reads; each also has the variable `NIXFLEET_<NAME>`."""
 

@@ -19,7 +19,7 @@ from state_machine.intake import ADOPTED_SEQ_MAX
 from state_machine.passages import Passage, facts_of, new_rollbacks, new_switches, rollout_of
 from state_machine.state import RollingBack, Switching
 from state_machine.system import SwitchOutcome
-from state_machine.values import Closure, Phase, RolloutId, is_closure, is_rollout_id
+from state_machine.values import Closure, Phase, RolloutId, Source, is_closure, is_rollout_id
 
 Run = Sequence[Passage]
 
@@ -50,12 +50,15 @@ def s4_half_done_is_not_done(run: Run) -> Iterator[str]:
 
 
 def s7_numbers_go_on_after_those_of_a_lost_journal(run: Run) -> Iterator[str]:
-    """S7: what the control plane was seen to hold of a rollout that this host has no record of is numbered on from."""
+    """S7: what the control plane was seen to hold of a rollout that this host has no record of is numbered on from.
+
+    A host that follows another source has no such control plane, and listens to no snapshots.
+    """
     held: dict[RolloutId, int] = {}
     shown: dict[RolloutId, list[Snapshot]] = {}
     for passage in run:
         known = passage.known
-        if isinstance(passage.event, SnapshotsReceived):
+        if isinstance(passage.event, SnapshotsReceived) and known.settings.source is Source.FLEET:
             for snapshot in passage.event.snapshots:
                 rollout_id = RolloutId(snapshot.rollout_id)
                 shown.setdefault(rollout_id, []).append(snapshot)

@@ -46,6 +46,7 @@ async def serve_queue(desk: Desk, link: Link, stop: trio.Event) -> None:
         desk.stopping.set()
         for scope in taking:
             scope.cancel()
+        await left.wait()
         await desk.stop()
         nursery.cancel_scope.cancel()
 

@@ -103,10 +103,6 @@ class Waiting(Generic[Ticket]):
         """The request was taken back, maybe before it came."""
         return asked_by in self._gone
 
-    def has(self, job: str) -> bool:
-        """This builder has the job."""
-        return job in self._jobs
-
     def join(self, job: str, asked_by: str, ticket: Ticket) -> None:
         """One more waits for it; a ticket that they had before is replaced."""
         self._jobs.setdefault(job, {})[asked_by] = ticket

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import click
+from click.core import ParameterSource
 
 from nixfleet.builder.builders import Builders, builders_of
 from nixfleet.commands import options
@@ -23,7 +24,10 @@ _KEYS: Final[Mapping[str, str]] = {
 
 _OPTIONS: Final = (
     click.option(
-        "--nats-url", envvar="NIXFLEET_NATS_URL", show_envvar=True, help="Where builders listen: tls://HOST:4222."
+        "--nats-url",
+        envvar="NIXFLEET_NATS_URL",
+        show_envvar=True,
+        help="The NATS server where builders listen and news is told: tls://HOST:4222.",
     ),
     click.option(
         "--nats-nkey-file",
@@ -101,6 +105,12 @@ def taken(flags: dict[str, Any]) -> dict[str, str]:
     """Take these options out of what a command was given: a table `nats`."""
     found = {key: flags.pop(name, None) for name, key in _KEYS.items()}
     return {key: str(value) for key, value in found.items() if value is not None}
+
+
+def is_from_file(key: str) -> bool:
+    """What this key of such a table says is said by the configuration file, which flags and variables beat."""
+    [name] = [name for name, known in _KEYS.items() if known == key]
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.DEFAULT_MAP
 
 
 def named(given: Mapping[str, str]) -> Builders:

@@ -13,6 +13,7 @@ from nixfleet.clock import wall_now
 from nixfleet.commands import options, release_options, signing, targets
 from nixfleet.commands.cache_check import CacheChecking, checked_document, show_checked, with_cache_check
 from nixfleet.commands.cache_fill import CacheFilling, cache_fill
+from nixfleet.commands.news import tells
 from nixfleet.commands.quarantine_check import QuarantineCheck, quarantine_check
 from nixfleet.commands.release_shown import (
     Packages,
@@ -22,12 +23,13 @@ from nixfleet.commands.release_shown import (
     show_plan,
     show_published,
 )
+from nixfleet.news import Audience, tell_now
 from nixfleet.release.commit import head_of
 from nixfleet.release.description import Description
 from nixfleet.release.due import due_at
 from nixfleet.release.plan import Plan, plan_release
 from nixfleet.release.pruning import Pruning
-from nixfleet.release.publish import publish_release, refresh_release, slot_of
+from nixfleet.release.publish import Published, publish_release, refresh_release, slot_of
 from nixfleet.release.read import read_description
 from nixfleet.release.target import Target
 from nixfleet.terminal import is_terminal, note, print_json
@@ -68,6 +70,7 @@ class _Building:
 @options.trust_file
 @cache_fill
 @quarantine_check
+@tells
 @release_options.shown
 def release(
     description: Path | None,
@@ -88,6 +91,7 @@ def release(
     trust_file: Path | None,
     filling: CacheFilling,
     quarantine: QuarantineCheck,
+    audience: Audience | None,
     changes: bool | None,
     dry_run: bool,
     as_json: bool,
@@ -107,7 +111,7 @@ def release(
     if refresh:
         if description is not None or flake is not None or dry_run:
             raise click.UsageError("--refresh goes without a description and without --dry-run: it changes nothing")
-        _refresh(ci_key, target, trust_file, pruning, if_due, as_json)
+        _refresh(ci_key, target, trust_file, pruning, if_due, audience, as_json)
         return
     if if_due:
         raise click.UsageError("--if-due is about --refresh: a release is made when it is asked for")
@@ -135,6 +139,14 @@ def release(
         print_json({**document, "cacheCheck": checked_document(checked)})
     elif published is not None:
         show_published(published, target.where)
+    if published is not None:
+        _tell(audience, target, published)
+
+
+def _tell(audience: Audience | None, target: Target, published: Published) -> None:
+    name = target.where.rstrip("/").rpartition("/")[2]
+    if (untold := tell_now(audience, "released", name, published.commit)) is not None:
+        note(untold)
 
 
 def _closures(plan: Plan) -> Mapping[HostName, Closure]:
@@ -195,7 +207,13 @@ def _packages(plan: Plan) -> Packages:
 
 
 def _refresh(
-    ci_key: str | None, target: Target, trust_file: Path | None, pruning: Pruning, if_due: bool, as_json: bool
+    ci_key: str | None,
+    target: Target,
+    trust_file: Path | None,
+    pruning: Pruning,
+    if_due: bool,
+    audience: Audience | None,
+    as_json: bool,
 ) -> None:
     signer, now = signing.ci_signer(ci_key, trust_file), wall_now()
     slot = signing.ci_slot(trust_file)
@@ -207,3 +225,4 @@ def _refresh(
         print_json(published_document(published))
     else:
         show_published(published, target.where)
+    _tell(audience, target, published)

@@ -8,17 +8,20 @@ from typing import Any
 
 import click
 
-from nixfleet.commands import options
+from nixfleet.commands import nats, options
+from nixfleet.commands.news import tells
 from nixfleet.errors import StoppedError
+from nixfleet.news import Audience
 from nixfleet.stoppable import run_stoppable
 from nixfleet.terminal import BAD, GOOD, QUIET, Cell, note, print_json, print_line
-from nixfleet.update.builds import LocalBuilder
+from nixfleet.update.builds import Comparer, FlakeBuilder
 from nixfleet.update.display import display
-from nixfleet.update.instance import Instance, InstanceError, read_instance, read_instances
+from nixfleet.update.flake import Flake
+from nixfleet.update.instance import BUILDERS, Instance, InstanceError, read_instance, read_instances
 from nixfleet.update.message import duration, in_words
 from nixfleet.update.outcome import Kind, Outcome, document
 from nixfleet.update.run import Run
-from nixfleet.update.worktree import open_repository
+from nixfleet.update.worktree import Worktree, open_repository
 
 _FLAGS_ONLY = "update"
 """The name of the instance that flags alone describe."""
@@ -52,8 +55,11 @@ def _complete(ctx: click.Context, param: click.Parameter, incomplete: str) -> li
 @click.option("--build-timeout", type=options.DURATION, help="Deadline of a build.  [default: 4h]")
 @click.option("--metrics-file", type=options.FILE, help="For the node exporter's textfile collector.")
 @click.option("--dry-run", is_flag=True, default=None, help="Update and build, push and tell nothing.")
+@click.option("--builder", type=click.Choice(BUILDERS), help="Who builds.  [default: local]")
+@tells
+@nats.with_options
 @options.as_json
-def update(names: Sequence[str], instances: Path | None, as_json: bool, **flags: Any) -> int:
+def update(names: Sequence[str], instances: Path | None, as_json: bool, audience: Audience | None, **flags: Any) -> int:
     """Update flake.lock in a worktree of its own, build every system, and merge only what builds.
 
     Without INSTANCE and --instances the flags say what to do; with them they change what the file says. The checkout
@@ -65,13 +71,15 @@ def update(names: Sequence[str], instances: Path | None, as_json: bool, **flags:
     2 configured wrongly; 3 git, nix or the network would not; 4 another update of the repository is running; 5 all
     went well, but the release that was to follow did not come about.
     """
+    table = nats.taken(flags)
     given = {name.replace("_", "-"): value for name, value in flags.items() if value not in (None, ())}
+    given |= {"nats": table} if table else {}
     chosen = _instances(names, instances, given)
     statuses: list[int] = []
     documents: list[dict[str, Any]] = []
     for instance in chosen:
         try:
-            outcome = _run(instance)
+            outcome = _run(instance, audience)
         except StoppedError as error:
             if len(chosen) == 1:
                 raise
@@ -92,7 +100,7 @@ def _instances(names: Sequence[str], file: Path | None, given: Mapping[str, Any]
     if file is None:
         if names:
             raise click.UsageError("name the file of instances with --instances")
-        return [_with_places(read_instance(_FLAGS_ONLY, {"repo-path": ".", **given}, "the flags"))]
+        return [_with_places(read_instance(_FLAGS_ONLY, _over({"repo-path": "."}, given), "the flags"))]
     tables = read_instances(file)
     unknown = [name for name in names if name not in tables]
     if unknown:
@@ -104,10 +112,21 @@ def _instances(names: Sequence[str], file: Path | None, given: Mapping[str, Any]
 
 def _over(table: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """The table with flags over it; --auto-fix turns on what the table `auto-fix` describes."""
-    fix = table.get("auto-fix")
+    builders, fix = _builders(table, given), table.get("auto-fix")
     if isinstance(fix, dict) and "auto-fix" in given:
         given = {**given, "auto-fix": {**fix, "enable": given["auto-fix"]}}
-    return {**table, **given}
+    given = {key: value for key, value in given.items() if key != "nats"}
+    return {**table, **given, **builders}
+
+
+def _builders(table: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """The table `nats`, where it matters: what an instance says beats the configuration file, and flags beat both."""
+    own, flags = table.get("nats", {}), given.get("nats", {})
+    if given.get("builder", table.get("builder")) != "nats" or not isinstance(own, dict):
+        return {"nats": own} if "nats" in table else {}
+    weak = {key: value for key, value in flags.items() if nats.is_from_file(key)}
+    found = {**weak, **own, **{key: value for key, value in flags.items() if key not in weak}}
+    return {"nats": found} if found else {}
 
 
 def _with_places(instance: Instance) -> Instance:
@@ -137,23 +156,41 @@ def _no_file(path: Path, written: Path) -> str:
     return "" if os.access(written, os.W_OK) else f"{written} cannot be written to"
 
 
-def _run(instance: Instance) -> Outcome:
+def _run(instance: Instance, audience: Audience | None) -> Outcome:
     """Ctrl-C and SIGTERM cancel the run, which stops its builds and removes its worktree."""
-    return run_stoppable(functools.partial(_watched, instance))
+    return run_stoppable(functools.partial(_watched, instance, audience))
 
 
-async def _watched(instance: Instance) -> Outcome:
+async def _watched(instance: Instance, audience: Audience | None) -> Outcome:
     repository = await open_repository(instance.repo_path)
     logs = repository.home / "logs" / instance.name
     with display(os.environ) as shown:
         run = Run(
             instance=instance,
             repository=repository,
-            builder=lambda flake: LocalBuilder(flake, jobs=instance.jobs, within_s=instance.build_timeout, logs=logs),
+            builder=functools.partial(_builder, instance, logs),
             display=shown,
             say=shown.say,
+            audience=audience or _audience(instance),
         )
         return await run.update()
+
+
+def _audience(instance: Instance) -> Audience | None:
+    """Where its builders listen, whoever else waits for news listens too."""
+    return None if instance.nats is None else Audience(server=instance.nats.server)
+
+
+def _builder(instance: Instance, logs: Path, tree: Worktree, flake: Flake, base: str) -> Comparer:
+    """Whoever is to build the systems of this worktree, which began from the commit `base`."""
+    if instance.builder == "local":
+        return FlakeBuilder(flake, jobs=instance.jobs, within_s=instance.build_timeout, logs=logs)
+    from nixfleet.builder.offering import Snapshots
+    from nixfleet.builder.remote import RemoteBuilder
+
+    assert instance.nats is not None, "an instance was read that says nats and not where"
+    commits = Snapshots(tree=tree, remote=instance.git_remote)
+    return RemoteBuilder(instance.nats, commits, within_s=instance.build_timeout, logs=logs, compare=base)
 
 
 def _show(outcome: Outcome) -> None:

@@ -14,8 +14,8 @@ from urllib.parse import quote
 
 import trio
 
-from nixfleet.update.errors import DiskError, UpdateError
-from nixfleet.update.flake import Built, System
+from nixfleet.update.errors import DiskError, FlakeError, UpdateError
+from nixfleet.update.flake import Built, Flake, System, differences
 
 TAIL_LINES: Final = 200
 log = logging.getLogger(__name__)
@@ -47,6 +47,14 @@ class Builder(Protocol):
         Raises:
             UpdateError: nothing can be built here at all, which is no fault of a system.
         """
+        ...
+
+
+class Comparer(Builder, Protocol):
+    """One that can say as well what its builds change."""
+
+    async def changes(self, base: str, built: Sequence[Built]) -> dict[str, tuple[str, ...]]:
+        """What changes on each host against the system of the commit `base`, as far as that one can be had."""
         ...
 
 
@@ -111,6 +119,32 @@ class LocalBuilder:
         if store_path is not None:
             return Built(system=system, path=store_path, seconds=seconds, log=path)
         return Built(system=system, path=None, seconds=seconds, tail=pieces.last(TAIL_LINES) or said, log=path)
+
+
+class FlakeBuilder(LocalBuilder):
+    """The same, of a worktree whose earlier commits can be built too."""
+
+    def __init__(self, flake: Flake, *, jobs: int, within_s: float, logs: Path) -> None:
+        super().__init__(flake, jobs=jobs, within_s=within_s, logs=logs)
+        self._worktree = flake
+
+    async def changes(self, base: str, built: Sequence[Built]) -> dict[str, tuple[str, ...]]:
+        """What changes on each host: the system of before was built when it was merged, and is most likely here."""
+        changes: dict[str, tuple[str, ...]] = {}
+        for each in built:
+            if each.path is None:
+                continue
+            old, _ = await self._worktree.build(each.system, commit=base, within_s=self._within_s)
+            if old is not None:
+                changes[each.system.host] = await _differences(old, each.path)
+        return changes
+
+
+async def _differences(before: str, after: str) -> tuple[str, ...]:
+    try:
+        return await differences(before, after)
+    except FlakeError as error:  # a comparison is not worth an update
+        return (f"not compared: {error}",)
 
 
 class Lines:

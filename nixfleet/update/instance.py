@@ -6,7 +6,7 @@
     push = true
 
 Every key is the flag of `nixfleet update` without its dashes in front; what has no flag stands in the tables
-`auto-fix`, `forge`, `notify` and `release` below it. A key that nothing reads is an error.
+`auto-fix`, `forge`, `notify`, `release` and `nats` below it. A key that nothing reads is an error.
 """
 
 import re
@@ -18,8 +18,9 @@ from urllib.parse import urlsplit
 
 import attrs
 
+from nixfleet.builder.builders import Builders, builders_of
 from nixfleet.errors import ConfigurationError
-from nixfleet.tables import read_document, shown, values
+from nixfleet.tables import Reader, read_document, shown, values
 
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", re.ASCII)
 """Of an instance: it is the name of a directory and of a unit."""
@@ -113,8 +114,12 @@ class Instance:
     release: Release | None = None
     metrics_file: Path | None = None
     pushgateway: str = ""
+    builder: str = "local"
+    """`local`: this machine, or wherever its Nix builds; `nats`: builders that are asked over NATS."""
+    nats: Builders | None = None
 
 
+BUILDERS: Final = ("local", "nats")
 _GROUPS: Final[Mapping[str, type]] = {"auto-fix": AutoFix, "forge": Forge, "notify": Notify, "release": Release}
 _NOT_FOR_RELEASE: Final = ("--flake", "--refresh", "--dry-run", "--json")
 _SWITCHED: Final = ("auto-fix", "release")
@@ -153,7 +158,7 @@ def read_instance(name: str, given: Mapping[str, Any], where: str) -> Instance:
     where = f"{where} [{shown(name)}]"
     if not _NAME.fullmatch(name):
         problems.append("the name of an instance has letters, digits, `_`, and within it `.` and `-`")
-    readers = {key: partial(_group, key) for key in _GROUPS}
+    readers: dict[str, Reader] = {"nats": _nats, **{key: partial(_group, key) for key in _GROUPS}}
     found = values(Instance, given, problems, durations=_DURATIONS, readers=readers, not_keys=("name",))
     if "repo_path" not in found:
         problems.append("repo-path is missing: the repository with the flake")
@@ -164,6 +169,13 @@ def read_instance(name: str, given: Mapping[str, Any], where: str) -> Instance:
     if problems:
         raise InstanceError(where=where, problems=tuple(problems))
     return instance
+
+
+def _nats(value: Any, problems: list[str]) -> Builders | None:
+    if isinstance(value, dict):
+        return builders_of(value, problems)
+    problems.append("`nats` must be a table")
+    return None
 
 
 def _group(key: str, value: Any, problems: list[str]) -> Any:
@@ -189,6 +201,10 @@ def _wrong(instance: Instance) -> list[str]:
         text = getattr(instance, key)
         if not _BRANCH.fullmatch(text + ("x" if key == "branch_prefix" else "")):
             problems.append(f"`{key.replace('_', '-')}` {text[:80]!r} makes no name of a branch")
+    if instance.builder not in BUILDERS:
+        problems.append(f"`builder` {instance.builder[:80]!r} is neither local nor nats")
+    if instance.builder == "nats" and instance.nats is None:
+        problems.append("`builder` is nats: a table `nats` is missing, with the `url` of the server")
     if instance.main_branch.startswith(instance.branch_prefix):
         problems.append(f"`branch-prefix` {instance.branch_prefix!r} would take {instance.main_branch!r} for an update")
     if not _REMOTE.fullmatch(instance.git_remote):

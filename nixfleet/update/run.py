@@ -13,10 +13,11 @@ import attrs
 import httpx
 
 from nixfleet.errors import StoppedError
+from nixfleet.news import Audience, tell_if_configured
 from nixfleet.update import gauges
-from nixfleet.update.builds import Builder, Display
+from nixfleet.update.builds import Builder, Comparer, Display
 from nixfleet.update.errors import DiskError, FlakeError, GitError, MovedError, UpdateError
-from nixfleet.update.flake import Built, Flake, System, differences
+from nixfleet.update.flake import Built, Flake, System
 from nixfleet.update.forge import forge_at
 from nixfleet.update.instance import Instance
 from nixfleet.update.locks import Move, moves
@@ -32,7 +33,8 @@ REVIEW: Final = "needs-review"
 BROKEN: Final = "build-failure"
 _DATE: Final = "%Y%m%d"
 
-MakeBuilder = Callable[[Flake], Builder]
+MakeBuilder = Callable[[Worktree, Flake, str], Comparer]
+"""Whoever builds, made for a worktree, its flake and the commit that it began from."""
 
 
 class _MainMovedError(Exception):
@@ -49,6 +51,8 @@ class Run:
     display: Display
     say: Callable[[str], None]
     """Told each phase, for a person who watches."""
+    audience: Audience | None = None
+    """Who is told at once when something was merged."""
     now: Callable[[], float] = time.time
 
     async def update(self) -> Outcome:
@@ -102,13 +106,13 @@ class Run:
         systems, wrong = await self._systems(flake, outcome.base)
         if not systems:
             raise FlakeError(what="building", said="the flake has neither nixosConfigurations nor darwinConfigurations")
-        builder = self.builder(flake)
+        builder = self.builder(tree, flake, outcome.base)
         built = [Built(system=system, path=None, seconds=0.0, tail=wrong) for system in systems]
         if not wrong:
             self.say(f"building {len(systems)} systems")
             built = await builder.build(systems, self.display)
         findings = attrs.evolve(outcome.findings, built=tuple(built))
-        findings = attrs.evolve(findings, closures=await self._closures(flake, outcome.base, built))
+        findings = attrs.evolve(findings, closures=await builder.changes(outcome.base, built))
         commit = await tree.commit(commit_message(findings), [flake.lock_name])
         if findings.failed and self.instance.auto_fix is not None:
             hosts = await flake.systems((), commit=outcome.base)
@@ -126,17 +130,6 @@ class Run:
             return await flake.systems(self.instance.build_systems), ""
         except FlakeError as error:
             return await flake.systems(self.instance.build_systems, commit=base), str(error)
-
-    async def _closures(self, flake: Flake, base: str, built: Sequence[Built]) -> dict[str, tuple[str, ...]]:
-        """What changes on each host, as far as the system of before can be had: it was built when it was merged."""
-        changes: dict[str, tuple[str, ...]] = {}
-        for each in built:
-            if each.path is None:
-                continue
-            old, _ = await flake.build(each.system, commit=base, within_s=self.instance.build_timeout)
-            if old is not None:
-                changes[each.system.host] = await _differences(old, each.path)
-        return changes
 
     # Mending
 
@@ -183,7 +176,8 @@ class Run:
             return outcome if findings.failed else attrs.evolve(outcome, kind=Kind.PREPARED)
         if instance.auto_merge and not findings.failed and not findings.attempts:
             await self._merge(tree, outcome.base)
-            return attrs.evolve(outcome, kind=Kind.MERGED, branch=instance.main_branch)
+            notes = (*outcome.notes, *await self._tell_of_merge(outcome.commit))
+            return attrs.evolve(outcome, kind=Kind.MERGED, branch=instance.main_branch, notes=notes)
         branch = await self._free_branch(tree.repository)
         outcome = attrs.evolve(outcome, branch=branch)
         if not instance.push:
@@ -273,6 +267,13 @@ class Run:
         if self.instance.pushgateway:
             await gauges.push(self.instance.pushgateway, self.instance.name, text)
 
+    async def _tell_of_merge(self, commit: str) -> list[str]:
+        instance = self.instance
+        # Builders that have one repository need no name for it.
+        named = "" if instance.nats is None else instance.nats.repository
+        untold = await tell_if_configured(self.audience, "merged", named or instance.repo_path.name, commit)
+        return [] if untold is None else [untold]
+
     async def _tell(self, notice: Notice) -> list[str]:
         problems = await tell(self.instance.notify, notice)
         for problem in problems:
@@ -285,13 +286,6 @@ def _moved(before: bytes | None, after: bytes | None) -> tuple[Move, ...]:
         return moves(before, after or b'{"nodes": {"root": {}}, "root": "root"}')
     except ValueError as error:
         raise FlakeError(what="reading flake.lock", said=str(error)) from error
-
-
-async def _differences(before: str, after: str) -> tuple[str, ...]:
-    try:
-        return await differences(before, after)
-    except FlakeError as error:  # a comparison is not worth an update
-        return (f"not compared: {error}",)
 
 
 async def _noted(what: str, work: Awaitable[None]) -> list[str]:

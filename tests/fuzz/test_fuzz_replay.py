@@ -14,7 +14,7 @@ from tests.fuzz.mutation import mutated
 from tests.fuzz.targets import TARGETS, answer
 
 REPOSITORY = Path(__file__).parents[2]
-CORPUS_FILES_MAX = 200
+CORPUS_FILES_MAX = 250
 CORPUS_BYTES_MAX = 300_000
 
 

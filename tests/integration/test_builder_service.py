@@ -4,39 +4,48 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+import tomllib
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import attrs
 import pytest
 import trio
+from prometheus_client.parser import text_string_to_metric_families
 from trio_asyncio import aio_as_trio
 
 from messaging.errors import LinkError
 from messaging.link import Link, connected
+from messaging.news import Kind, News, tell
 from messaging.server import Server
 from nixfleet.builder.messages import (
     Cancel,
+    HostsQuestion,
     Phase,
     Progress,
     Request,
     Subjects,
+    decode_hosts_answer,
     decode_progress,
     encode,
 )
 from nixfleet.clock import wall_now
 from tests.natslab import NatsServer, nats_server, needs_nats
-from tests.updatelab import UpdateLab
+from tests.updatelab import Ran, UpdateLab
 
 pytestmark = needs_nats
 
 PATIENCE_S: Final = 60.0
 S: Final = Subjects()
+HOSTS: Final = ("db1", "mac1", "web1")
 
 
 @attrs.define(kw_only=True)
@@ -50,20 +59,30 @@ class BuilderLab:
     def configured(self, name: str = "one", more: str = "", of_repository: str = "") -> Path:
         path = self.fleet.root / f"{name}.toml"
         path.write_text(
-            f'name = "{name}"\nstate-dir = "{self.fleet.root}/{name}"\npatience = 3\n{more}\n'
+            f'name = "{name}"\nstate-dir = "{self.fleet.root}/{name}"\n{"" if "patience" in more else "patience = 3"}\n{more}\n'
             f'[nats]\nurl = "{self.nats.url}"\n[repositories.own]\nurl = "file://{self.fleet.hub}"\n{of_repository}\n'
         )
         return path
 
+    def check(self, config: Path, *more: str) -> Ran:
+        return self.fleet.run(*self.words(config, "--check", *more), where=self.fleet.root)
+
     def words(self, config: Path, *more: str) -> list[str]:
         return [sys.executable, "-m", "nixfleet", "builder", "--config", str(config), *more]
 
-    def start(self, name: str = "one", more: str = "", of_repository: str = "", wait: bool = True) -> None:
+    def start(
+        self,
+        name: str = "one",
+        more: str = "",
+        of_repository: str = "",
+        wait: bool = True,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         config = self.configured(name, more, of_repository)
         with self.log_of(name).open("ab") as log:
             self.builders[name] = subprocess.Popen(
-                self.words(config, "--log-format", "json"), cwd=self.fleet.root, env=self.fleet.environment(),
-                stdout=log, stderr=log,
+                self.words(config, "--log-format", "json"), cwd=self.fleet.root, stdout=log, stderr=log,
+                env={**self.fleet.environment(), **environment},
             )  # fmt: skip
         if wait:
             self.until(lambda: "listening" in self.said(name)[-3:], name)
@@ -166,7 +185,7 @@ def plain(fleet: UpdateLab) -> Iterator[BuilderLab]:
         lab.stop()
 
 
-def request(host: str, asked_by: str, **more: Any) -> Request:
+def wanted(host: str, asked_by: str, **more: Any) -> Request:
     return Request(**{"repository": "own", "host": host, "asked_by": asked_by, "asked_at": wall_now(), **more})
 
 
@@ -204,10 +223,10 @@ class Asker:
 
     async def answer(self, asked: Request) -> Progress:
         """What came of it, heard or missed: a server that is away says nothing."""
-        bucket = await self.link.bucket(S.bucket, ttl_s=7 * 86_400)
         with trio.fail_after(PATIENCE_S):
             while True:
                 with contextlib.suppress(LinkError):
+                    bucket = await self.link.bucket(S.bucket, ttl_s=7 * 86_400)
                     found = await bucket.get(asked.job)
                     if found is not None and (said := decode_progress(found[0])).phase.is_last:
                         return said
@@ -239,6 +258,27 @@ async def asker(server: NatsServer) -> AsyncIterator[Asker]:
         nursery.cancel_scope.cancel()
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def fetched(lab: BuilderLab, what: str) -> str:
+    port = tomllib.loads((lab.fleet.root / "one.toml").read_text())["metrics-port"]
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/{what}", timeout=PATIENCE_S) as answer:
+        return str(answer.read().decode())
+
+
+def samples(lab: BuilderLab) -> dict[tuple[str, tuple[str, ...]], float]:
+    """By name, and values of labels but the role."""
+    labels = ("repository", "host", "outcome", "le")
+    return {
+        (sample.name, tuple(sample.labels[label] for label in labels if label in sample.labels)): sample.value
+        for family in text_string_to_metric_families(fetched(lab, "metrics"))
+        for sample in family.samples
+    }
+
+
 def is_building(progress: Progress) -> bool:
     return progress.phase is Phase.BUILDING
 
@@ -247,7 +287,7 @@ async def test_a_host_that_is_asked_for_is_built_and_the_answer_has_its_store_pa
     lab.start()
     lab.go("web1")
     async with asker(lab.nats) as asking:
-        await asking.put(request("web1", "me"))
+        await asking.put(wanted("web1", "me"))
         done = await asking.last()
         assert (done.phase, done.host, done.builder, done.commit) == (Phase.DONE, "web1", "one", lab.fleet.main()), done
         assert Path(done.path).read_text() == "one web1\n"
@@ -260,7 +300,7 @@ async def test_what_does_not_build_is_told_with_the_end_of_its_log(lab: BuilderL
     (lab.fleet.fleet / "build.sh").write_text('echo "the end of $host" >&2\nexit 1\n')
     publish(lab.fleet)
     async with asker(lab.nats) as asking:
-        await asking.put(request("web1", "me"))
+        await asking.put(wanted("web1", "me"))
         failed = await asking.last()
         assert failed.phase is Phase.FAILED
         assert "the end of web1" in failed.tail
@@ -273,7 +313,7 @@ async def test_a_host_that_two_ask_for_at_once_is_built_once_and_both_are_answer
     for name in builders:
         lab.start(name)
     async with asker(lab.nats) as asking:
-        first, second = request("web1", "first"), request("web1", "second")
+        first, second = wanted("web1", "first"), wanted("web1", "second")
         await asking.put(first)
         await asking.put(second)
         await asking.until(is_building)
@@ -293,13 +333,13 @@ async def test_who_asks_later_for_a_commit_is_answered_without_a_build(lab: Buil
     lab.go("web1")
     commit = lab.fleet.main()
     async with asker(lab.nats) as asking:
-        await asking.put(request("web1", "first", revision=commit))
+        await asking.put(wanted("web1", "first", revision=commit))
         first = await asking.last()
         asking.heard.clear()
-        await asking.put(request("web1", "second", revision=commit))
+        await asking.put(wanted("web1", "second", revision=commit))
         assert await asking.last() == first
         asking.heard.clear()
-        await asking.put(request("web1", "third"))  # a branch may have moved
+        await asking.put(wanted("web1", "third"))  # a branch may have moved
         await asking.last()
     assert lab.begun() == 2
 
@@ -307,7 +347,7 @@ async def test_who_asks_later_for_a_commit_is_answered_without_a_build(lab: Buil
 async def test_a_job_of_a_builder_that_was_killed_is_done_once_more_by_another(lab: BuilderLab) -> None:
     lab.start("one")
     async with asker(lab.nats) as asking:
-        await asking.put(request("web1", "me"))
+        await asking.put(wanted("web1", "me"))
         await asking.until(is_building)
         lab.start("two")
         lab.end("one", signal.SIGKILL)
@@ -320,7 +360,7 @@ async def test_a_job_of_a_builder_that_was_killed_is_done_once_more_by_another(l
 
 async def test_a_job_that_no_builder_survives_is_given_up(lab: BuilderLab) -> None:
     async with asker(lab.nats) as asking:
-        asked = request("web1", "me")
+        asked = wanted("web1", "me")
         bucket = await asking.link.bucket(S.bucket, ttl_s=7 * 86_400)
         word = Progress(
             job=asked.job, repository="own", host="web1", phase=Phase.BUILDING, builder="gone",
@@ -334,14 +374,14 @@ async def test_a_job_that_no_builder_survives_is_given_up(lab: BuilderLab) -> No
         assert lab.begun() == 0
         lab.go("web1")
         asking.heard.clear()
-        await asking.put(request("web1", "me-again"))
+        await asking.put(wanted("web1", "me-again"))
         assert (await asking.last()).phase is Phase.DONE
 
 
 async def test_a_server_that_is_killed_and_comes_back_loses_nothing(lab: BuilderLab) -> None:
     lab.start("one", more="parallel = 1")
     async with asker(lab.nats) as asking:
-        web, db = request("web1", "first"), request("db1", "second")
+        web, db = wanted("web1", "first"), wanted("db1", "second")
         await asking.put(web)
         await asking.put(db)
         await asking.until(is_building)
@@ -357,7 +397,7 @@ async def test_a_server_that_is_killed_and_comes_back_loses_nothing(lab: Builder
 async def test_a_build_that_ends_while_the_server_is_away_is_told_when_it_is_back(lab: BuilderLab) -> None:
     lab.start()
     async with asker(lab.nats) as asking:
-        asked = request("web1", "me")
+        asked = wanted("web1", "me")
         await asking.put(asked)
         await asking.until(is_building)
         lab.nats.kill()
@@ -371,7 +411,7 @@ async def test_a_build_that_ends_while_the_server_is_away_is_told_when_it_is_bac
 async def test_a_build_ends_when_the_last_who_asked_takes_it_back(lab: BuilderLab) -> None:
     lab.start()
     async with asker(lab.nats) as asking:
-        first, second = request("web1", "first"), request("web1", "second")
+        first, second = wanted("web1", "first"), wanted("web1", "second")
         for each in (first, second):
             await asking.put(each)
         await trio.to_thread.run_sync(lab.until, lambda: "one more asks" in lab.said("one"))
@@ -384,13 +424,13 @@ async def test_a_build_ends_when_the_last_who_asked_takes_it_back(lab: BuilderLa
         assert not lab.nix_runs()
         asking.heard.clear()
         lab.go("web1")
-        await asking.put(request("web1", "third"))
+        await asking.put(wanted("web1", "third"))
         assert (await asking.last()).phase is Phase.DONE
 
 
 async def test_a_request_that_was_taken_back_while_it_waited_is_not_done(lab: BuilderLab) -> None:
     async with asker(lab.nats) as asking:
-        gone, there = request("web1", "gone"), request("db1", "there")
+        gone, there = wanted("web1", "gone"), wanted("db1", "there")
         await asking.put(gone)
         await asking.cancel(gone)
         await asking.put(there)
@@ -403,7 +443,7 @@ async def test_a_request_that_was_taken_back_while_it_waited_is_not_done(lab: Bu
 async def test_a_builder_that_is_told_to_stop_hands_its_job_to_another_at_once(lab: BuilderLab) -> None:
     lab.start("one", more="patience = 3000")
     async with asker(lab.nats) as asking:
-        await asking.put(request("web1", "me"))
+        await asking.put(wanted("web1", "me"))
         await asking.until(is_building)
         lab.start("two", more="patience = 3000")
         assert await trio.to_thread.run_sync(lab.end, "one", signal.SIGTERM) == 0
@@ -418,13 +458,13 @@ async def test_what_is_built_for_nobody_is_refused_and_what_is_no_request_is_pas
     async with asker(lab.nats) as asking:
         queue = await asking.link.work_queue(S.stream, S.all_jobs)
         await queue.put("build.jobs.own.web1", b"\xff no request")
-        await asking.put(request("web1", "me"))
+        await asking.put(wanted("web1", "me"))
         assert "its `hosts` do not name it" in (await asking.last()).why
-        await asking.put(request("db1", "me", repository="theirs"))
+        await asking.put(wanted("db1", "me", repository="theirs"))
         assert (
-            "no repository theirs; it has own" in (await asking.last(request("db1", "x", repository="theirs").job)).why
+            "no repository theirs; it has own" in (await asking.last(wanted("db1", "x", repository="theirs").job)).why
         )
-        await asking.put(request("db1", "me-too"))
+        await asking.put(wanted("db1", "me-too"))
         assert (await asking.until(lambda progress: progress.phase is Phase.DONE)).host == "db1"
     assert "not a request" in lab.said("one")
 
@@ -436,7 +476,7 @@ async def test_without_jetstream_two_who_ask_at_once_are_answered_by_one_build(p
     plain.start("one")
     plain.start("two")
     async with asker(plain.nats) as asking:
-        first, second = request("web1", "first"), request("web1", "second")
+        first, second = wanted("web1", "first"), wanted("web1", "second")
         assert (await asking.ask(first)).phase is Phase.QUEUED
         building = await asking.until(is_building)
         answer = decode_progress(await asking.link.request(S.whose(second.job), encode(second)))
@@ -452,7 +492,7 @@ async def test_without_jetstream_two_who_ask_at_once_are_answered_by_one_build(p
 async def test_without_jetstream_who_waits_in_line_hears_that_they_do_and_may_leave(plain: BuilderLab) -> None:
     plain.start("one", more="parallel = 1")
     async with asker(plain.nats) as asking:
-        web, db, mac = (request(host, f"for-{host}") for host in ("web1", "db1", "mac1"))
+        web, db, mac = (wanted(host, f"for-{host}") for host in ("web1", "db1", "mac1"))
         await asking.ask(web)
         await asking.until(is_building, web.job)
         for each in (db, mac):
@@ -474,14 +514,11 @@ async def test_without_jetstream_who_waits_in_line_hears_that_they_do_and_may_le
 async def test_without_jetstream_a_refusal_is_the_answer_and_a_stop_leaves_nothing(plain: BuilderLab) -> None:
     plain.start("one", more='hosts = ["web1"]')
     async with asker(plain.nats) as asking:
-        assert (await asking.ask(request("db1", "me"))).phase is Phase.REFUSED
-        await asking.ask(request("web1", "me"))
+        assert (await asking.ask(wanted("db1", "me"))).phase is Phase.REFUSED
+        await asking.ask(wanted("web1", "me"))
         await asking.until(is_building)
         assert await trio.to_thread.run_sync(plain.end, "one", signal.SIGTERM) == 0
         assert not plain.nix_runs()
-
-
-# The service
 
 
 def test_a_server_that_is_not_there_yet_is_waited_for_and_told_once(lab: BuilderLab) -> None:
@@ -493,3 +530,152 @@ def test_a_server_that_is_not_there_yet_is_waited_for_and_told_once(lab: Builder
     assert lab.said("one").count("no NATS server, trying again") == 1
     [told] = [line for line in lab.lines("one") if line["message"] == "no NATS server, trying again"]
     assert "refused" in told["why"]
+
+
+async def test_the_hosts_of_a_repository_are_told_to_who_asks(lab: BuilderLab) -> None:
+    lab.start("one", of_repository='hosts = ["db*", "web*"]')
+    async with asker(lab.nats) as asking:
+        answer = decode_hosts_answer(await asking.link.request(S.hosts, encode(HostsQuestion())))
+    assert (answer.hosts, answer.commit) == (("db1", "web1"), lab.fleet.main())
+
+
+@pytest.mark.parametrize("server", ["lab", "plain"])
+async def test_every_host_is_built_ahead_when_its_branch_has_moved(server: str, request: pytest.FixtureRequest) -> None:
+    lab: BuilderLab = request.getfixturevalue(server)
+    for host in HOSTS:
+        lab.go(host)
+    lab.start("one", of_repository="prebuild = true", more='news-prefix = "our.news"')
+    async with asker(lab.nats) as asking:
+        lab.fleet.say("words", "two")
+        lab.fleet.run("nix", "flake", "update", where=lab.fleet.fleet)
+        publish(lab.fleet)
+        news = News(kind=Kind.MERGED, name="own", at=wall_now())
+        await tell(Server(url=lab.nats.url), news, prefix="our.news")
+        for host in HOSTS:
+            asked = wanted(host, "me", revision=lab.fleet.main())
+            done = await asking.last(asked.job)
+            assert Path(done.path).read_text() == f"two {host}\n"
+
+
+# The service
+
+
+def test_check_says_what_would_work_and_what_would_not(lab: BuilderLab) -> None:
+    config = lab.configured()
+    said = lab.check(config, "--json")
+    assert (said.status, said.json) == (
+        0,
+        {
+            "ok": True,
+            "server": {"url": lab.nats.url, "connected": True, "jetstream": True},
+            "repositories": {"own": {"fetches": True}},
+        },
+    )
+    assert "own can be fetched" in lab.check(config).out
+    other = lab.configured(of_repository='branch = "trunk"\n[repositories.theirs]\nurl = "file:///nowhere"')
+    lab.nats.kill()
+    said = lab.check(other)
+    assert said.status == 1
+    assert "not connected" in said.out
+    assert "own cannot be fetched it has no branch trunk" in said.out
+    assert "theirs cannot be fetched" in said.out
+    assert list(lab.fleet.root.glob("one/*")) == []
+
+
+def test_check_on_a_server_without_jetstream_says_so(plain: BuilderLab) -> None:
+    assert "without JetStream: jobs wait in the memory of builders" in plain.check(plain.configured()).out
+
+
+@pytest.mark.parametrize(
+    ("more", "problem"),
+    [
+        ("[nats]\nurl = 'http://x'\n", "nats: 'http://x' is no address"),
+        ("[nats]\nurl = 'nats://127.0.0.1:1'\nnkey-file = '/nowhere/key'\n", "/nowhere/key: No such file"),
+        ("metrics-port = 1\n[nats]\nurl = 'nats://127.0.0.1:1'\n", ""),
+        ("", "nats: `url` is missing"),
+    ],
+    ids=["address", "key file", "port", "nothing"],
+)
+def test_a_mistake_in_the_configuration_ends_it_at_once(fleet: UpdateLab, more: str, problem: str) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    path = fleet.root / "builder.toml"
+    path.write_text(
+        f'state-dir = "{fleet.root}/one"\n{more.replace("metrics-port = 1", f"metrics-port = {port}")}'
+        '[repositories.own]\nurl = "https://git.example.org/own"\n'
+    )
+    with listener:
+        said = fleet.run(sys.executable, "-m", "nixfleet", "builder", "--config", str(path), where=fleet.root)
+    assert said.status == 2, said.err
+    assert (problem or f"`metrics-port` {port}: cannot listen") in said.err
+    assert said.err.splitlines()[-1].startswith(f"nixfleet: {path}: ")
+
+
+def test_json_without_check_is_refused(fleet: UpdateLab) -> None:
+    said = fleet.run(sys.executable, "-m", "nixfleet", "builder", "--json", where=fleet.root)
+    assert (said.status, "--json goes with --check" in said.err) == (2, True)
+
+
+async def test_metrics_tell_how_builds_went_and_the_role_of_the_host(lab: BuilderLab) -> None:
+    lab.start("one", more=f'metrics-port = {free_port()}\nrole = "big builder"')
+    lab.go("db1")
+    async with asker(lab.nats) as asking:
+        await asking.put(wanted("web1", "me"))
+        await asking.until(is_building)
+        assert samples(lab)["nixfleet_builder_builds_running", ()] == 1
+        await asking.put(wanted("db1", "me"))
+        await asking.until(lambda progress: progress.phase is Phase.DONE)
+        await asking.put(wanted("web1", "me", repository="theirs"))
+        await asking.until(lambda progress: progress.phase is Phase.REFUSED)
+        (lab.fleet.fleet / "build.sh").write_text("exit 1\n")
+        publish(lab.fleet)
+        await asking.put(wanted("mac1", "me"))
+        await asking.until(lambda progress: progress.phase is Phase.FAILED)
+    # It is counted before it is told.
+    seen = samples(lab)
+    assert {key: value for key, value in seen.items() if key[0] == "nixfleet_builder_builds_total"} == {
+        ("nixfleet_builder_builds_total", ("own", "db1", "done")): 1,
+        ("nixfleet_builder_builds_total", ("own", "mac1", "failed")): 1,
+    }
+    assert seen["nixfleet_builder_build_duration_seconds_count", ("own", "done")] == 1
+    assert seen["nixfleet_builder_last_success_timestamp_seconds", ("own", "db1")] > 0
+    assert seen["nixfleet_builder_refused_requests_total", ()] == 1
+    assert seen["nixfleet_builder_queue_depth", ()] == 0
+    assert seen["nixfleet_builder_connected", ()] == 1
+    assert json.loads(fetched(lab, "healthz")) == {"ok": True}
+    assert all('role="big builder"' in line for line in fetched(lab, "metrics").splitlines() if line[0] != "#")
+
+
+def test_the_service_manager_is_told_that_it_is_ready_alive_and_stopping(lab: BuilderLab) -> None:
+    path = lab.fleet.root / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(path))
+        manager.settimeout(PATIENCE_S)
+        lab.start("one", environment={"NOTIFY_SOCKET": str(path), "WATCHDOG_USEC": "200000"})
+        said: list[str] = []
+        while {"READY=1", "WATCHDOG=1", f"STATUS=connected to {lab.nats.url}"} - set(said):
+            said.append(manager.recv(4096).decode())
+        assert lab.end("one", signal.SIGTERM) == 0
+        while said[-1] != "STOPPING=1":
+            said.append(manager.recv(4096).decode())
+
+
+def test_told_to_stop_while_no_server_is_there_it_stops(lab: BuilderLab) -> None:
+    lab.nats.kill()
+    lab.start(wait=False)
+    lab.until(lambda: "no NATS server, trying again" in lab.said("one"))
+    assert lab.end("one", signal.SIGINT) == 0
+
+
+async def test_a_second_signal_ends_it_at_once(lab: BuilderLab) -> None:
+    """The first waits for Nix, which here does not end when it is asked to."""
+    lab.start("one")
+    async with asker(lab.nats) as asking:
+        await asking.put(wanted("web1", "me"))
+        await asking.until(is_building)
+        [nix] = [number for number, name in lab.processes() if name == b"nix"]
+        os.kill(nix, signal.SIGSTOP)
+        lab.builders["one"].send_signal(signal.SIGTERM)
+        await trio.to_thread.run_sync(lab.until, lambda: "stopping" in lab.said("one"))
+        assert lab.end("one", signal.SIGTERM) == -signal.SIGTERM
+        os.kill(nix, signal.SIGCONT)

@@ -5,7 +5,11 @@ whatever is told, and however often, they do nothing but look. Time of the pace 
 """
 
 import contextlib
+import json
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -13,6 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final, Self
 
+import attrs
 import psutil
 import pytest
 import trio
@@ -23,15 +28,20 @@ from messaging.link import connected
 from messaging.news import Kind, News, Pace, heard, subjects, tell
 from messaging.server import Server
 from messaging.subjects import NEWS, is_prefix, token
+from nixfleet.keys.keyset import Wishes, generate_keys
+from nixfleet.release.example import EXAMPLE
+from state_machine.values import WallMs
 from tests.agentlab import PATIENCE_S, AgentFleet
 from tests.cplab import Lab
 from tests.integration.test_messaging import identity
 from tests.liar import Liar
 from tests.natslab import NatsServer, nats_server, needs_nats
+from tests.updatelab import UpdateLab
 
 pytestmark = needs_nats
 
 HOUR: Final = 3600
+MANUAL: Final = Path(__file__).parents[2] / "docs/operating.md"
 RELEASED: Final = News(kind=Kind.RELEASED, name="releases", commit="c0ffee", at=1)
 GARBAGE: Final = (b"", b"\x00" * 1000, b"{", b'{"kind": "merged", "commit": ["../../etc"]}', b"\xff" * 100_000)
 
@@ -141,6 +151,24 @@ async def test_where_one_may_neither_tell_nor_listen_it_is_said(tmp_path: Path) 
             with pytest.raises(UnwelcomeError, match=r"(?i)permissions violation"):
                 async with heard(link, NEWS, {Kind.RELEASED}):
                     pass
+
+
+async def test_the_permissions_of_the_manual_are_enough(tmp_path: Path) -> None:
+    for name in ("ci", "web1"):
+        (tmp_path / name).mkdir()
+    (ci, ci_public), (web1, web1_public) = identity(tmp_path / "ci"), identity(tmp_path / "web1")
+    [permissions] = re.findall("\n(authorization {.*?)```", MANUAL.read_text(), re.DOTALL)
+    more = permissions.replace("U…CI", ci_public).replace("U…WEB1", web1_public)
+    with nats_server(tmp_path / "nats", jetstream=False, more=more) as server:
+        async with (
+            connected(Server(url=server.url, nkey_file=web1), "test") as link,
+            heard(link, NEWS, {Kind.RELEASED}) as news,
+        ):
+            await tell(Server(url=server.url, nkey_file=ci), RELEASED)
+            with trio.fail_after(PATIENCE_S):
+                await news.receive()
+            with pytest.raises(UnwelcomeError):
+                await tell(Server(url=server.url, nkey_file=web1), RELEASED)
 
 
 async def test_telling_a_server_that_is_away_or_silent_ends(tmp_path: Path) -> None:
@@ -320,3 +348,99 @@ def test_a_control_plane_needs_no_server_that_it_was_told_of(tmp_path: Path) -> 
         until("the release", lambda: cp.operator.get(f"/v1/rollouts/{rollout}/lifecycle").status_code == 200)
         assert "Traceback" not in cp.log()
         assert cp.stop() == 0
+
+
+# Those who tell
+
+
+@contextlib.contextmanager
+def everything_said(url: str) -> Iterator[list[tuple[str, dict[str, object]]]]:
+    """What is told below the usual prefix while the block runs, as subjects and what they say."""
+    said: list[tuple[str, dict[str, object]]] = []
+    listening, over = threading.Event(), threading.Event()
+
+    async def listen() -> None:
+        async with connected(Server(url=url), "test") as link, link.subscribed(f"{NEWS}.>") as messages:
+            listening.set()
+            while not over.is_set():
+                with trio.move_on_after(0.1):
+                    message = await messages.receive()
+                    said.append((message.subject, json.loads(message.data)))
+
+    thread = threading.Thread(target=trio.run, args=(listen,), daemon=True)
+    thread.start()
+    assert listening.wait(PATIENCE_S)
+    try:
+        yield said
+    finally:
+        over.set()
+        thread.join()
+
+
+@attrs.frozen(kw_only=True)
+class Publisher:
+    """Keys, a description of a fleet, and a place for releases."""
+
+    root: Path
+
+    @classmethod
+    def at(cls, root: Path) -> "Publisher":
+        generate_keys(root / "keys", Wishes(), WallMs(1_780_000_000_000))
+        (root / "fleet.toml").write_text(EXAMPLE)
+        (root / "releases").mkdir()
+        return cls(root=root)
+
+    def release(self, *more: str) -> "subprocess.CompletedProcess[str]":
+        keys = self.root / "keys"
+        words = [f"--ci-key={keys / 'ci-release.pem'}", f"--releases-dir={self.root / 'releases'}", *more]
+        return subprocess.run(
+            [sys.executable, "-m", "nixfleet", "release", *words],
+            capture_output=True, text=True, check=False, timeout=PATIENCE_S * 2,
+        )  # fmt: skip
+
+
+def test_a_release_is_told_and_so_is_its_new_signature(server: NatsServer, tmp_path: Path) -> None:
+    (tmp_path / "ci").mkdir()
+    publisher, nats = Publisher.at(tmp_path / "ci"), f"--nats-url={server.url}"
+    with everything_said(server.url) as said:
+        description = str(publisher.root / "fleet.toml")
+        assert publisher.release(description, "--commit=c0ffee", "--dry-run", nats).returncode == 0
+        done = publisher.release(description, "--commit=c0ffee", nats)
+        assert (done.returncode, "note: whoever" in done.stderr) == (0, False), done.stderr
+        assert publisher.release("--refresh", nats).returncode == 0
+        until("both", lambda: len(said) >= 2)
+    assert [(subject, what["kind"], what["commit"], what["name"]) for subject, what in said] == [
+        (f"{NEWS}.released", "released", "c0ffee", "releases")
+    ] * 2
+
+
+def test_a_release_that_could_not_be_told_is_one_all_the_same(tmp_path: Path) -> None:
+    with nats_server(tmp_path / "nats") as server:
+        url = server.url
+    (tmp_path / "ci").mkdir()
+    publisher = Publisher.at(tmp_path / "ci")
+    description = str(publisher.root / "fleet.toml")
+    done = publisher.release(description, "--commit=c0ffee", "--json", f"--nats-url={url}")
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["published"]["commit"] == "c0ffee"
+    assert "whoever waits for news was not told" in done.stderr
+    assert (publisher.root / "releases/fleet.resolved.json").exists()
+    with Talker(b"INFO {}\r\n") as talker:
+        done = publisher.release("--refresh", f"--nats-url={talker.url}")
+    assert (done.returncode, "whoever waits for news was not told" in done.stderr) == (0, True), done.stderr
+
+
+def test_a_merge_is_told_with_the_name_of_the_repository(server: NatsServer, tmp_path: Path) -> None:
+    (tmp_path / "lab").mkdir()
+    lab = UpdateLab.at(tmp_path / "lab")
+    lab.say("words", "two")
+    try:
+        with everything_said(server.url) as said:
+            ran = lab.update("--auto-merge", "--json", f"--nats-url={server.url}")
+            assert (ran.status, ran.json["outcome"], ran.json["notes"]) == (0, "merged", []), ran.err
+            until("it", lambda: said)
+    finally:
+        lab.stop_orphans()
+    [(subject, what)] = said
+    assert subject == f"{NEWS}.merged.{token(lab.fleet.name)}"
+    assert (what["kind"], what["commit"]) == ("merged", lab.main())

@@ -140,6 +140,12 @@ NONSENSE: Final[dict[str, Nonsense]] = {
     "metrics_file": Files(names=("below-a-file", "dangling", "directory", "pipe", "socket", "endless", "null", "loop")),
     "minted_by": Free(),
     "names": ("", "nobody", "../x", "-", "x" * 300),
+    "nats_ca_cert": Files(names=FILE),
+    "nats_credentials_file": Files(names=FILE),
+    "nats_nkey_file": Files(names=FILE),
+    "nats_token_file": Files(names=FILE).but("list.json", "number.json"),
+    "nats_url": ("nowhere", "http://x", "tls://", "tls://[::1", "tls://u:THE-SECRET@x", "tls://a b", "tls://x/y", ""),
+    "news_prefix": ("", "a..b", ".", "a.>", "a.*", "a b", "x" * 300),
     "new_key": Files(names=("directory", "garbage", "pipe", "socket", "endless", "null", "loop", "below-a-file")),
     "nonces_file": Files(names=FILE).but("absent", "dangling", "loop"),
     "not_before": INSTANTS,
@@ -211,6 +217,7 @@ class Desk:
         }  # fmt: skip
         sign = {"ci_key": str(keys / "ci-release.pem"), "trust_file": str(keys / "trust.json"),
                 "releases_dir": str(self.root / "releases")}  # fmt: skip
+        news = {"nats_url": "tls://127.0.0.1:1"}
         command = {
             ("demo",): {"directory": str(self.root / "new")},
             ("keygen",): {"out": str(self.root / "new")},
@@ -218,8 +225,8 @@ class Desk:
                                    "new_key": str(self.root / "new")},
             ("mint-token",): {**sign, "hostname": "web1", "pubkey": self.cabinet.path("ed25519-public"),
                               "org_root_key": str(keys / "org-root.pem")},
-            ("release",): {**sign, "description": str(self.root / "fleet.toml")},
-            ("update",): {"instances": str(self.root / "update.toml")},
+            ("release",): {**sign, "description": str(self.root / "fleet.toml"), **news},
+            ("update",): {"instances": str(self.root / "update.toml"), **news},
             ("revoke",): {**sign, "host": "web1"},
             ("status",): there,
             ("hosts",): there,

@@ -180,7 +180,7 @@ def test_the_source_is_what_the_build_reads_and_nothing_else() -> None:
         f'builtins.readDir "${{import {ROOT}/nix/source.nix {{ lib = import {lib_path()}; }}}}"',
         readable=[ROOT, lib_path(), Path("/nix/store")],
     )
-    packages = {"state_machine", "wire", "evidence", "nixfleet_agent", "control_plane", "nixfleet"}
+    packages = {"state_machine", "wire", "evidence", "messaging", "nixfleet_agent", "control_plane", "nixfleet"}
     assert set(json.loads(answer.json)) == packages | {"pyproject.toml", "README.md", "LICENSE", "docs"}
 
 
