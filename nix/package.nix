@@ -15,6 +15,7 @@ let
   # Not in every nixpkgs.
   own = {
     jcs = python3Packages.jcs or (python3Packages.callPackage ./python/jcs.nix { });
+    nkeys = python3Packages.nkeys or (python3Packages.callPackage ./python/nkeys.nix { });
   };
   nameOf = requirement: lib.head (builtins.match "([A-Za-z0-9._-]+).*" requirement);
   packageFor = requirement: (python3Packages // own).${nameOf requirement};
@@ -44,6 +45,7 @@ let
     doCheck = false;
     pythonImportsCheck = [
       "control_plane"
+      "messaging.link"
       "nixfleet"
       "nixfleet_agent"
       "nixfleet_agent.certificates"

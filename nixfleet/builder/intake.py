@@ -4,6 +4,7 @@ With a queue a job that its builder did not live to see through comes again, to 
 builder's memory, and whoever asked asks again when they hear nothing for long.
 """
 
+import contextlib
 import logging
 import math
 from typing import Final
@@ -22,6 +23,7 @@ QUEUE: Final = "builders"
 TAKE_S: Final = 5.0
 """A question for the next job that the server was restarted over is asked anew after this."""
 PAUSE_S: Final = 2.0
+LEAVE_S: Final = 3.0
 MEASURE_S: Final = 10.0
 LINE_MAX: Final = 4096
 """Jobs that may wait in memory."""
@@ -34,57 +36,79 @@ async def serve_queue(desk: Desk, link: Link, stop: trio.Event) -> None:
     Raises:
         LinkError: it cannot be begun.
     """
-    taking: set[trio.CancelScope] = set()
+    takers = _Takers(desk=desk, link=link)
     async with link.subscribed(desk.subjects.all_cancels) as cancels, trio.open_nursery() as nursery:
         nursery.start_soon(_hear_cancels, desk, cancels)
         for number in range(desk.settings.parallel):
-            queue = await open_queue(desk, link)
-            nursery.start_soon(_take_jobs, desk, link, queue, taking)
+            queue = await takers.open_queue()
+            nursery.start_soon(takers.take_jobs, queue)
             if not number:
                 nursery.start_soon(_measure, desk, queue)
         await stop.wait()
         desk.stopping.set()
-        for scope in taking:
-            scope.cancel()
-        await left.wait()
+        await takers.stop()
         await desk.stop()
         nursery.cancel_scope.cancel()
 
 
-async def open_queue(desk: Desk, link: Link) -> WorkQueue:
-    """The work queue, to take jobs from.
+@attrs.define(kw_only=True, eq=False)
+class _Takers:
+    """As many as there may be builds at once: each takes a job, does it, and takes the next."""
 
-    How often a job may be begun is written down with it: here one is given out for as long as another builder has it.
+    desk: Desk
+    link: Link
+    _taking: dict[trio.CancelScope, WorkQueue] = attrs.field(factory=dict)
 
-    Raises:
-        LinkError: it cannot be had.
-    """
-    subjects = desk.subjects
-    patience_s = desk.settings.patience
-    return await link.work_queue(subjects.stream, subjects.all_jobs, taking=QUEUE, patience_s=patience_s, tries=-1)
+    async def open_queue(self) -> WorkQueue:
+        """The work queue, to take jobs from.
 
+        How often a job may be begun is written down with it: here it is given out for as long as somebody has it.
 
-async def _take_jobs(desk: Desk, link: Link, queue: WorkQueue, taking: set[trio.CancelScope]) -> None:
-    in_trouble = ""
-    while not desk.stopping.is_set():
-        try:
-            with trio.CancelScope() as scope:
-                taking.add(scope)
-                try:
-                    if in_trouble:
-                        queue = await open_queue(desk, link)
-                        in_trouble = ""
-                    delivery = await queue.take(TAKE_S)
-                finally:
-                    taking.discard(scope)
-            if not scope.cancelled_caught and delivery is not None:
-                await _handle(desk, delivery)
-        except LinkError as error:
-            if str(error) != in_trouble:
-                in_trouble = str(error)
-                log.warning("no jobs for now", extra={"fields": {"why": in_trouble}})
-            with trio.move_on_after(PAUSE_S):
-                await desk.stopping.wait()
+        Raises:
+            LinkError: it cannot be had.
+        """
+        subjects = self.desk.subjects
+        patience_s = self.desk.settings.patience
+        return await self.link.work_queue(
+            subjects.stream, subjects.all_jobs, taking=QUEUE, patience_s=patience_s, tries=-1
+        )
+
+    async def take_jobs(self, queue: WorkQueue) -> None:
+        """One after another, until this builder is to stop."""
+        in_trouble = ""
+        while not self.desk.stopping.is_set():
+            try:
+                if in_trouble:
+                    queue = await self.open_queue()
+                    in_trouble = ""
+                delivery = await self._take(queue)
+                if delivery is not None:
+                    await _handle(self.desk, delivery)
+            except LinkError as error:
+                if str(error) != in_trouble:
+                    in_trouble = str(error)
+                    log.warning("no jobs for now", extra={"fields": {"why": in_trouble}})
+                with trio.move_on_after(PAUSE_S):
+                    await self.desk.stopping.wait()
+
+    async def _take(self, queue: WorkQueue) -> Delivery | None:
+        with trio.CancelScope() as scope:
+            self._taking[scope] = queue
+            try:
+                return await queue.take(TAKE_S)
+            finally:
+                del self._taking[scope]
+        return None
+
+    async def stop(self) -> None:
+        """Take no more: what this builder gives back must not come to itself."""
+        queues = tuple(self._taking.values())
+        for scope in tuple(self._taking):
+            scope.cancel()
+        with trio.move_on_after(LEAVE_S):
+            for queue in queues:
+                with contextlib.suppress(LinkError):  # it is left when the connection is
+                    await queue.leave()
 
 
 async def _handle(desk: Desk, delivery: Delivery) -> None:

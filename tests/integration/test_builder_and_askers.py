@@ -1,4 +1,4 @@
-"""Askers and a builder together: `nixfleet build` and `nixfleet update --builder nats`, real NATS, real git, real Nix."""
+"""Askers and a builder together: `nixfleet build` and `nixfleet update --builder nats`, with real NATS, git and Nix."""
 
 import os
 import signal
@@ -30,7 +30,10 @@ echo "$word $host" > "$out"
 def _lab(root: Path, *, jetstream: bool) -> Iterator[BuilderLab]:
     fleet = UpdateLab.at(root)
     (fleet.fleet / "build.sh").write_text(_BUILD % {"root": fleet.root})
-    publish(fleet)
+    flake = fleet.fleet / "flake.nix"
+    # A system's version is the word, where that is a number.
+    flake.write_text(flake.read_text().replace('-25.11"', '-${words.word}"'))
+    move(fleet, "1.0")
     with nats_server(root / "nats", jetstream=jetstream) as nats:
         lab = BuilderLab(fleet=fleet, nats=nats)
         try:
@@ -38,6 +41,13 @@ def _lab(root: Path, *, jetstream: bool) -> Iterator[BuilderLab]:
             yield lab
         finally:
             lab.stop()
+
+
+def move(fleet: UpdateLab, word: str) -> None:
+    """Push a commit of the fleet whose input says another word."""
+    fleet.say("words", word)
+    fleet.run("nix", "flake", "update", where=fleet.fleet)
+    publish(fleet)
 
 
 @pytest.fixture
@@ -99,24 +109,21 @@ def test_every_host_is_built_and_what_changes_on_it_is_told(lab: BuilderLab, beg
         lab.go(host)
     before = lab.fleet.main()
     assert begin(lab, "--all").end().status == 0
-    lab.fleet.say("words", "a-rather-longer-word")
-    lab.fleet.run("nix", "flake", "update", where=lab.fleet.fleet)
-    publish(lab.fleet)
+    move(lab.fleet, "2.0")
     ran = begin(lab, "--all", "--rev", "main", "--compare", before).end()
     assert ran.status == 0, ran.err
     assert [(job["host"], job["outcome"], job["commit"]) for job in ran.json["jobs"]] == [
         (host, "done", lab.fleet.main()) for host in HOSTS
     ]
     for job in ran.json["jobs"]:
-        assert Path(job["path"]).read_text() == f"a-rather-longer-word {job['host']}\n"
+        assert Path(job["path"]).read_text() == f"2.0 {job['host']}\n"
+        assert job["changes"] == [f"nixos-system-{job['host']}: 1.0 → 2.0"]
 
 
 def test_one_that_does_not_build_keeps_no_other_from_it(lab: BuilderLab, begin: Begin) -> None:
     for host in HOSTS:
         lab.go(host)
-    lab.fleet.say("words", "bad")
-    lab.fleet.run("nix", "flake", "update", where=lab.fleet.fleet)
-    publish(lab.fleet)
+    move(lab.fleet, "bad")
     ran = begin(lab, "web1", "db1", "nobody").end()
     assert ran.status == 1, ran.err
     web1, db1, nobody = ran.json["jobs"]
@@ -172,13 +179,15 @@ def test_an_update_is_built_by_builders_and_what_is_merged_is_what_was_built(lab
     for host in HOSTS:
         lab.go(host)
     assert begin(lab, "--all").end().status == 0
-    lab.fleet.say("words", "two")
+    lab.fleet.say("words", "2.0")
     before = lab.fleet.checkout()
     ran = update(lab)
     assert (ran.status, ran.json["outcome"]) == (0, "merged"), ran.err
     for system in ran.json["systems"]:
-        assert Path(system["path"]).read_text() == f"two {system['host']}\n"
+        assert Path(system["path"]).read_text() == f"2.0 {system['host']}\n"
+        assert system["changes"] == [f"nixos-system-{system['host']}: 1.0 → 2.0"]
     assert "Built: db1, mac1, web1" in lab.fleet.message("main")
+    assert "nixos-system-web1: 1.0 → 2.0" in lab.fleet.message("main")
     assert offered(lab) == []
     assert lab.fleet.checkout() == before
     merged = begin(lab, "--all").end()  # from the main branch, by its commit

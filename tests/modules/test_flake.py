@@ -158,8 +158,8 @@ def test_the_package_says_what_the_project_says() -> None:
     assert set(asked["programs"]) == set(PROJECT["scripts"])
 
 
-def test_what_nixpkgs_lacks_is_the_version_that_is_tested_here() -> None:
-    name = "jcs"
+@pytest.mark.parametrize("name", ["jcs", "nkeys"])
+def test_what_nixpkgs_lacks_is_the_version_that_is_tested_here(name: str) -> None:
     source = value(f"(lib.head (lib.filter (one: one.pname == {json.dumps(name)}) package.dependencies)).asked.src")
     assert f"{name}=={source['version']}\n" in (ROOT / "requirements.lock").read_text()
     assert re.fullmatch(r"sha256-[A-Za-z0-9+/]{43}=", source["hash"])
@@ -168,10 +168,10 @@ def test_what_nixpkgs_lacks_is_the_version_that_is_tested_here() -> None:
 def test_a_nixpkgs_that_has_them_is_preferred() -> None:
     found = value("""
       map (one: one.theirs or false) (pkgs.nixfleet-agent.override {
-        python3Packages = pkgs.python3Packages // { jcs.theirs = true; };
+        python3Packages = pkgs.python3Packages // { jcs.theirs = true; nkeys.theirs = true; };
       }).dependencies
     """)
-    assert found.count(True) == 1
+    assert found.count(True) == 2
 
 
 def test_the_source_is_what_the_build_reads_and_nothing_else() -> None:

@@ -20,7 +20,6 @@ let
     "httpx"
     "jeepney"
     "nats-py"
-    "nkeys"
     "prometheus-client"
     "pynacl"
     "rich"
