@@ -34,6 +34,7 @@
         # Not in the default: it has the options of the stock client's module, which a host may have as well.
         gradient-deploy = ./nixos/gradient-deploy.nix;
         nix-flake-updater = ./nixos/flake-updater.nix;
+        nixfleet-builder = ./nixos/builder.nix;
         nixfleet-release = ./nixos/release.nix;
       };
 

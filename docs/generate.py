@@ -79,7 +79,7 @@ def _options(command: click.Command) -> Iterator[click.Option]:
 def _row(option: click.Option, context: click.Context) -> Sequence[str] | None:
     if option.name in ("help", "version"):
         return None
-    flags = ", ".join(f"`{flag}`" for flag in option.opts)
+    flags = ", ".join(f"`{flag}`" for flag in (*option.opts, *option.secondary_opts))
     takes = "" if option.is_flag else f" {_metavar(option, context)}"
     return flags + takes, _environment(option, context), _default(option, context), _meaning(option)
 

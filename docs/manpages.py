@@ -111,7 +111,7 @@ def _options(tree: Tree, context: click.Context) -> Iterator[str]:
 
 
 def _term(option: click.Option, context: click.Context) -> str:
-    flags = ", ".join(rf"\fB{_plain(flag)}\fR" for flag in sorted(option.opts, key=len))
+    flags = ", ".join(rf"\fB{_plain(flag)}\fR" for flag in (*sorted(option.opts, key=len), *option.secondary_opts))
     if option.is_flag:
         return flags
     choices = getattr(option.type, "choices", None)

@@ -21,7 +21,7 @@ import trio_asyncio
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.errors import AuthorizationError, NoRespondersError
+from nats.errors import AuthorizationError, NoRespondersError, StaleConnectionError, ProtocolError
 from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, KeyValueConfig, RetentionPolicy, StreamConfig
 from nats.js.errors import (
@@ -33,6 +33,7 @@ from nats.js.errors import (
     ServiceUnavailableError,
 )
 from nats.js.kv import KeyValue
+from nats.protocol.parser import Parser
 
 from messaging.errors import LinkError, LostError, NoAnswerError, NobodyListensError, UnreachableError, UnwelcomeError
 from messaging.server import Server
@@ -40,6 +41,8 @@ from messaging.server import Server
 CONNECT_S: Final = 10.0
 RECONNECT_S: Final = 5
 """How long it waits between two tries to be connected again."""
+INCOMING_MAX: Final = 2 * 1024 * 1024
+"""Bytes of a message; a server takes 1 MiB unless told otherwise, and ours have less."""
 WAITING_MAX: Final = 4096
 """Messages of a subscription that may wait for its reader; more are dropped, and it is logged."""
 WAKING_MAX: Final = 64
@@ -179,12 +182,24 @@ class Bucket:
             await _on_asyncio(self._values.put, key, value)
 
 
+class _Bounded(Parser):
+    """The library would keep whatever comes until it makes sense; here a connection ends that never does."""
+
+    async def parse(self, data: bytes = b"") -> None:
+        """Take in what was read."""
+        await super().parse(data)
+        if len(self.buf) > INCOMING_MAX:
+            raise ProtocolError(f"nats: more than {INCOMING_MAX} bytes of one message")
+
+
 class Link:
     """A connection."""
 
     def __init__(self, server: Server, client: Client, close_s: float = CLOSE_S) -> None:
         self._server, self._client, self._close_s = server, client, close_s
         self._said = ""
+        self._is_refused = False
+        self.was_up = False
         self._wakers: set[trio.MemorySendChannel[None]] = set()
         self.jetstream = client.jetstream(timeout=ANSWER_S)
 
@@ -200,7 +215,12 @@ class Link:
     @property
     def is_over(self) -> bool:
         """It ended for good: the server no longer takes who this is. What broke otherwise is made anew by itself."""
-        return bool(self._client.is_closed)
+        return bool(self._client.is_closed) or (self._is_refused and not self.is_up)
+
+    @property
+    def is_up(self) -> bool:
+        """It is there just now. One that is not may be again in a moment, by itself."""
+        return bool(self._client.is_connected)
 
     # Messages
 
@@ -360,8 +380,11 @@ class Link:
 
     async def heard_of_trouble(self, error: Exception) -> None:
         """What the library tells beside: a connection that broke, a permission that lacks."""
-        self._said = _text(error)
-        log.debug("%s: %s", self._server.url, self._said)
+        text = _text(error)
+        log.debug("%s: %s", self._server.url, text)
+        if self.is_up and not isinstance(error, StaleConnectionError | OSError):  # it is there, and complains
+            self._said = text
+        self._is_refused = "authorization" in text.lower()
 
     async def has_ended(self) -> None:
         """The connection is over, and is not made anew."""
@@ -391,6 +414,7 @@ async def connected(server: Server, name: str, *, anew: bool = True) -> AsyncIte
     with _by_itself():
         async with trio_asyncio.open_loop():
             client = Client()
+            client._ps = _Bounded(client)
             close_s = CLOSE_S if anew else HURRY_S
             link = Link(server, client, close_s)
             try:
@@ -419,7 +443,7 @@ async def _first(server: Server, client: Client, link: Link, options: dict[str, 
     with trio.move_on_after(CONNECT_S) as scope:
 
         async def hear(error: Exception) -> None:
-            if not client.is_connected:
+            if not (client.is_connected or link.was_up):
                 failed.append(error)
                 # It closes what it had opened, and then waits for its next try.
                 scope.deadline = min(scope.deadline, trio.current_time() + TIDY_S)
@@ -437,6 +461,7 @@ async def _first(server: Server, client: Client, link: Link, options: dict[str, 
                 connect_timeout=math.ceil(CONNECT_S / 2),
                 **options,
             )
+            link.was_up = True
             return
         # The last three: what it raises on hearing something that no NATS server says.
         except (nats.errors.Error, OSError, ValueError, LookupError, TypeError, AttributeError) as error:

@@ -25,6 +25,17 @@ let
       artifacts = "/srv/releases";
     };
     services.nix-flake-updater.nightly.repoPath = "/srv/fleet";
+    services.nixfleet-release = {
+      enable = true;
+      target = "/srv/releases";
+      ciKeyFile = "/var/lib/keys/ci-release.pem";
+      flake = "/srv/fleet";
+    };
+    services.nixfleet-builder = {
+      enable = true;
+      repositories.own.url = "https://git.example.org/us/fleet.git";
+      nats.url = "nats://127.0.0.1:4222";
+    };
   };
   follower = pkgs.nixos {
     imports = [ ../nixos/gradient-deploy.nix ];
@@ -53,6 +64,9 @@ in
     systemd-analyze verify --man=no \
       ${unitOf nixos "nixfleet-agent.service"} ${unitOf nixos "nixfleet-control-plane.service"} \
       ${unitOf nixos "nix-flake-updater-nightly.service"} ${unitOf nixos "nix-flake-updater-nightly.timer"} \
+      ${unitOf nixos "nixfleet-release.service"} \
+      ${unitOf nixos "nixfleet-release-refresh.service"} ${unitOf nixos "nixfleet-release-refresh.timer"} \
+      ${unitOf nixos "nixfleet-builder.service"} \
       ${unitOf follower "gradient-deploy.service"} ${unitOf follower "gradient-deploy.timer"} 2>&1 | tee "$out"
   '';
   fleet = pkgs.testers.runNixOSTest ./vm-test.nix;

@@ -228,17 +228,17 @@ def _assemble(
         manager=manager,
         telemetry=telemetry,
         opened=opened,
-        news=_news_worker(config, around),
+        news=_news_worker(config, runtime, around),
     )
 
 
-def _news_worker(config: Config, around: Surroundings) -> "NewsWorker | None":
+def _news_worker(config: Config, runtime: Runtime, around: Surroundings) -> "NewsWorker | None":
     if config.nats is None:
         return None
     # Imported here: a host without such a server has nothing of it in memory.
     from nixfleet_agent.workers.news import NewsWorker
 
-    return NewsWorker(config, config.nats, around.dice)
+    return NewsWorker(config, config.nats, runtime.state, around.dice)
 
 
 def _start_helpers(parts: Parts, signals: Signals, nursery: trio.Nursery) -> None:

@@ -2,6 +2,7 @@
 # own is `gradient-deploy.nix`, which has the options of the stock Gradient client's module and goes in its place.
 {
   imports = [
+    ./builder.nix
     ./flake-updater.nix
     ./nixfleet-agent.nix
     ./nixfleet-control-plane.nix

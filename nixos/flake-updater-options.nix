@@ -67,6 +67,37 @@ in
       description = "Remove update branches that are older and unmerged, with their pull requests. Null: never.";
     };
 
+    builder = mkOption {
+      type = types.enum [ "local" "nats" ];
+      default = "local";
+      description = "Who builds: this host, or wherever its Nix builds; or builders (`services.nixfleet-builder`) that are asked over NATS.";
+    };
+    nats = {
+      url = mkOption {
+        type = types.nullOr types.str;
+        default = null;
+        example = "tls://nats.example.org:4222";
+        description = "The NATS server where builders listen. `nats://` is for one on this host or in a network of one's own.";
+      };
+      nkeyFile = file "Seed of an NKey that the server knows, that `user` may read. At most one of the three files.";
+      credentialsFile = file "A user's JWT and seed, as `nsc` writes them, that `user` may read.";
+      tokenFile = file "A token, that `user` may read.";
+      caCert = mkOption {
+        type = types.nullOr types.path;
+        default = null;
+        example = "/etc/nixfleet/nats-ca.pem";
+        description = "PEM of the CA of that server. Null: the system's roots.";
+      };
+      clientCert = mkOption {
+        type = types.nullOr types.path;
+        default = null;
+        description = "A certificate, where the server wants to see one.";
+      };
+      clientKeyFile = file "Its key, that `user` may read.";
+      prefix = text "build" "What the builders' subjects begin with.";
+      repository = text "" "What the builders call the repository. Empty: the only one they have.";
+    };
+
     schedule = mkOption {
       type = types.nullOr (types.either types.str (types.listOf types.str));
       default = "daily";

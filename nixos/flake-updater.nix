@@ -10,6 +10,7 @@ let
   instances = filterAttrs (_: one: one.enable) config.services.nix-flake-updater;
   words = import ./shared/systemd-words.nix { inherit lib; };
   toml = import ./shared/render-flake-updater.nix { inherit lib; };
+  nats = import ./shared/render-nats.nix { inherit lib; };
 
   account = "nix-flake-updater";
   file = "nixfleet/update.toml";
@@ -32,6 +33,16 @@ let
     ++ secret "ntfyTokenFile" one.ntfyTokenFile
     ++ secret "appriseUrlsFile" one.appriseUrlsFile
     ++ secret "forge.tokenFile" one.forge.tokenFile
+    ++ secret "nats.clientKeyFile" one.nats.clientKeyFile
+    ++ nats.problems option (one.nats // { newsPrefix = null; })
+    ++ optional (one.builder == "nats" && one.nats.url == null)
+      "${option}.builder is \"nats\": ${option}.nats.url must be set too."
+    ++ optional ((one.nats.clientCert == null) != (one.nats.clientKeyFile == null))
+      "${option}.nats.clientCert and ${option}.nats.clientKeyFile go together: set both, or neither."
+    ++ optional (builtins.match "[A-Za-z0-9_-]+([.][A-Za-z0-9_-]+)*" one.nats.prefix == null)
+      "${option}.nats.prefix is \"${one.nats.prefix}\": it must be words of letters, digits, dashes and underscores with dots between."
+    ++ optional (builtins.match "([A-Za-z0-9_][A-Za-z0-9_-]*)?" one.nats.repository == null)
+      "${option}.nats.repository is \"${one.nats.repository}\": it must be a name of letters, digits, dashes and underscores."
     ++ optional (one.autoMerge && !one.push)
       "${option}.autoMerge needs ${option}.push: what is merged is the remote's main branch."
     ++ optional (one.forge.kind != null && (one.forge.repository == null || one.forge.tokenFile == null))

@@ -60,6 +60,8 @@ class PutServer:
     tags: bool = True
     minds: bool = True
     """Conditions are minded."""
+    knows: bool = True
+    """Conditions are known at all; else a PUT with one is not implemented."""
     before: Callable[[str, str], object] = attrs.field(default=lambda verb, path: None)
     """Called before a request is looked at, in the thread that answers it."""
     victim: Callable[[], int | None] = attrs.field(default=lambda: None)
@@ -107,6 +109,8 @@ class PutServer:
     ) -> tuple[int, dict[str, str], bytes]:
         if self.token is not None and headers.get("authorization") != f"Bearer {self.token}":
             return 401, {}, b"who are you?\n"
+        if not self.knows and verb == "PUT" and {"if-match", "if-none-match"} & set(headers):
+            return 501, {}, b"<Error><Code>NotImplemented</Code></Error>"
         there = self.files.get(path)
         if self.minds and not self._holds(there, headers):
             return 412, {}, b"something else is there\n"

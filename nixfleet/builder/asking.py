@@ -201,15 +201,17 @@ async def ask(link: Link, subjects: Subjects, requests: Sequence[Request], heard
     """
     way: _Way = await _queue(link, subjects) if await link.has_jetstream() else _Plain(link=link, subjects=subjects)
     answers: dict[Request, Progress] = {}
-    troubles: list[StoppedError | LinkError] = []
+    troubles: list[StoppedError | LinkError | OSError] = []
 
     async def one(request: Request) -> None:
         try:
             answers[request] = await _answered(link, subjects, way, request, heard)
-        except (StoppedError, LinkError) as error:
+        except (StoppedError, LinkError, OSError) as error:  # the last: of what is done with what is heard
             troubles.append(error)
             nursery.cancel_scope.cancel()
 
+    for request in requests:
+        heard(_unheard(request))
     async with trio.open_nursery() as nursery:
         for request in requests:
             nursery.start_soon(one, request)
@@ -235,7 +237,6 @@ async def leave(link: Link, subjects: Subjects, requests: Sequence[Request]) -> 
 async def _answered(link: Link, subjects: Subjects, way: "_Way", request: Request, heard: Heard) -> Progress:
     """The answer to one request, which is taken back on every way out without one."""
     async with link.subscribed(subjects.progress(request.job)) as messages:
-        heard(_unheard(request))
         try:
             answer = await way.answer(request, _Ear(request=request, messages=messages, tell=heard))
         except BaseException:

@@ -7,7 +7,8 @@ import attrs
 
 from messaging.errors import BadServerError
 from messaging.server import Server, server_of
-from nixfleet.builder.messages import Subjects, is_prefix
+from messaging.subjects import is_prefix
+from nixfleet.builder.messages import Subjects, is_repository
 
 _OWN: Final = ("prefix", "repository")
 
@@ -28,19 +29,21 @@ class Builders:
         return Subjects(prefix=self.prefix)
 
 
-def builders_of(given: Mapping[str, Any], problems: list[str], *, key: str = "nats") -> Builders | None:
+def builders_of(given: Mapping[str, Any], problems: list[str], *, where: str = "`nats`: ") -> Builders | None:
     """The builders of a table of a configuration file: the keys of a server, `prefix` and `repository`.
 
     Adds what is wrong with it to `problems`, and is None then.
     """
-    found = len(problems)
     own = {name: given[name] for name in _OWN if name in given}
-    problems += [f"`{key}.{name}` must be a text" for name, value in own.items() if not isinstance(value, str)]
-    if isinstance(own.get("prefix"), str) and not is_prefix(own["prefix"]):
+    wrong = [f"`{name}` must be a text" for name, value in own.items() if not isinstance(value, str)]
+    if not wrong and not is_prefix(own.get("prefix", "build")):
         what = "words of letters, digits, `_` and `-` with dots between"
-        problems.append(f"`{key}.prefix` {own['prefix'][:80]!r} must be {what}")
+        wrong.append(f"`prefix` {own['prefix'][:80]!r} must be {what}")
+    if not wrong and not is_repository(own.get("repository") or "any"):
+        wrong.append(f"`repository` {own['repository'][:80]!r} is no name of a repository")
     try:
         server = server_of({name: value for name, value in given.items() if name not in _OWN})
     except BadServerError as error:
-        problems += [f"`{key}`: {problem}" for problem in error.problems]
-    return None if problems[found:] else Builders(server=server, **own)
+        wrong += error.problems
+    problems += [f"{where}{problem}" for problem in wrong]
+    return None if wrong else Builders(server=server, **own)

@@ -183,6 +183,7 @@ class Desk:
         self.waiting.join(cancel.job, cancel.asked_by, left.ticket)  # settled when it is written down
         job.stop(End.CANCELLED)
         if job.in_line:
+            job.in_line = False  # whoever comes to it in the line passes it over
             await self._after(job, None)
             self._close(cancel.job)
 

@@ -26,7 +26,6 @@ _HOST: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,252}", re.ASCII)
 _REVISION: Final = re.compile(r"(?!.*(\.\.|//|@\{))[A-Za-z0-9_][A-Za-z0-9._/+-]{0,199}(?<![./])", re.ASCII)
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}", re.ASCII)
 _TOKEN: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
-_PREFIX: Final = re.compile(r"[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,64}){0,7}", re.ASCII)
 _SAFE_TOKEN: Final = re.compile(r"[^A-Za-z0-9_-]")
 
 _TYPES: Final[Mapping[Any, tuple[type, ...]]] = {str: (str,), int: (int,), float: (float, int)}
@@ -314,9 +313,9 @@ class Subjects:
         return f"{_SAFE_TOKEN.sub('_', self.prefix)}-jobs"
 
 
-def is_prefix(text: str) -> bool:
-    """Subjects may begin so."""
-    return _PREFIX.fullmatch(text) is not None
+def is_repository(text: str) -> bool:
+    """A repository may be called so."""
+    return _REPOSITORY.fullmatch(text) is not None
 
 
 def token(text: str) -> str:

@@ -4,6 +4,7 @@ What they cannot build has failed like here, with the end of its log; that nobod
 host, is an error: it is no fault of what was to be built.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -17,10 +18,12 @@ from nixfleet.builder.builders import Builders
 from nixfleet.builder.messages import HostsQuestion, Phase, Progress
 from nixfleet.builder.offering import CommitOf, Commits
 from nixfleet.clock import in_words
+from nixfleet.errors import ConfigurationError
 from nixfleet.update.builds import TAIL_LINES, Display
 from nixfleet.update.errors import DiskError, UpdateError
 from nixfleet.update.flake import Built, System
 
+log = logging.getLogger(__name__)
 _NAME: Final = "nixfleet"
 """As the operator of the NATS server sees it."""
 
@@ -57,6 +60,16 @@ class NoEndError(UpdateError):
     def __str__(self) -> str:
         names, time = ", ".join(self.hosts), in_words(round(self.within_s * 1000))
         return f"no builder got on with {names} for {time}: is there one, and has it work for longer than that?"
+
+
+@attrs.frozen(kw_only=True)
+class NoCommitError(ConfigurationError):
+    """What is to be built is in no commit."""
+
+    flake: str
+
+    def __str__(self) -> str:
+        return f"{self.flake} has changes that no commit has: commit and push them, or build with --builder local"
 
 
 class RemoteBuilder:
@@ -123,8 +136,8 @@ def _built(system: System, answer: Progress, logs: Path) -> Built:
     if answer.phase is Phase.DONE:
         return Built(system=system, path=answer.path, seconds=answer.seconds)
     lines = [line for line in (*answer.tail.splitlines(), answer.why) if line]
-    tail, log = "\n".join(lines[-TAIL_LINES:]), logs / f"{quote(system.host, safe='')}.log"
-    return Built(system=system, path=None, seconds=answer.seconds, tail=tail, log=log)
+    tail, path = "\n".join(lines[-TAIL_LINES:]), logs / f"{quote(system.host, safe='')}.log"
+    return Built(system=system, path=None, seconds=answer.seconds, tail=tail, log=path)
 
 
 @attrs.define(kw_only=True, eq=False)
@@ -161,8 +174,11 @@ class _Listener:
         """What failed has a log like what fails here, though it is only the end of it."""
         built = _built(system, answer, self.logs)
         if built.log is not None:
-            self.logs.mkdir(parents=True, exist_ok=True)
-            built.log.write_text(f"{built.tail}\n", "utf-8")
+            try:
+                self.logs.mkdir(parents=True, exist_ok=True)
+                built.log.write_text(f"{built.tail}\n", "utf-8")
+            except OSError as error:  # other builds are not lost to a disk that is full
+                log.warning("%s: not written: %s", built.log, error.strerror)
         self.display.ended(built)
 
 

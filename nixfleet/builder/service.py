@@ -32,7 +32,7 @@ from nixfleet_agent.service_manager import ServiceManager
 
 BUCKET_TTL_S: Final = 7 * 86_400
 PAUSES_S: Final = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
-WATCH_S: Final = 5.0
+WATCH_S: Final = 2.0
 log = logging.getLogger(__name__)
 
 
@@ -123,13 +123,29 @@ class Service:
         desk = Desk(settings=self.settings, link=link, board=board, works=works, gauges=gauges)
         kind = "work queue" if has_queue else "requests"
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_watch, link, self.server.url)
+            nursery.start_soon(self._watch, link, gauges)
             log.info("listening", extra={"fields": {"subjects": subjects.all_jobs, "by": kind}})
             nursery.start_soon(answer_hosts, link, subjects, works)
             ask = (ask_queue if has_queue else ask_straight)(link, subjects)
             nursery.start_soon(Prebuilder(settings=self.settings, link=link, works=works, ask=ask).run)
             await (serve_queue if has_queue else serve_straight)(desk, link, self._stop)
             nursery.cancel_scope.cancel()
+
+    async def _watch(self, link: Link, gauges: Gauges) -> None:
+        """The link mends itself, but for a server that no longer knows who this is.
+
+        Raises:
+            LostError: it has ended.
+        """
+        while True:
+            await trio.sleep(WATCH_S)
+            if link.is_over:
+                raise LostError(url=self.server.url)
+            if link.is_up and self._trouble:
+                self._welcome()
+            elif not link.is_up and not self._trouble:
+                self._lament(str(LostError(url=self.server.url)))
+            gauges.connected(link.is_up)
 
     async def _stop_on_signal(self, signals: AsyncIterator[int]) -> None:
         async for number in signals:
@@ -161,11 +177,3 @@ class Service:
             hint = "choose another" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "is there a network?"
             problem = f"`metrics-port` {port}: cannot listen: {error.strerror}; {hint}"
             raise SettingsError(where=self.where, problems=(problem,)) from error
-
-
-async def _watch(link: Link, url: str) -> None:
-    """The link mends itself, but for a server that no longer knows who this is."""
-    while True:
-        await trio.sleep(WATCH_S)
-        if link.is_over:
-            raise LostError(url=url)

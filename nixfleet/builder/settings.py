@@ -32,7 +32,6 @@ from nixfleet.tables import Reader, read_document, shown, values
 _SOURCE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}", re.ASCII)
 _BRANCH: Final = re.compile(r"(?!.*(\.\.|//|@\{|\.lock(/|$)))[A-Za-z0-9_][A-Za-z0-9._/+-]{0,199}(?<![./])", re.ASCII)
 _MEMORY: Final = re.compile(r"[1-9][0-9]{0,15}[KMGT]?|[1-9][0-9]?%", re.ASCII)
-_PREFIX: Final = re.compile(r"[A-Za-z0-9_-]{1,64}(\.[A-Za-z0-9_-]{1,64}){0,7}", re.ASCII)
 _NAME: Final = re.compile(r"[^\x00-\x1f\x7f\ud800-\udfff]{1,253}")
 _PROTOCOLS: Final = ("file", "git", "http", "https", "ssh")
 _DURATIONS: Final = ("build_timeout", "patience")
@@ -195,7 +194,7 @@ def _wrong(settings: Settings) -> list[str]:
         problems.append(f"`parallel` must be {_PARALLEL_MAX} at most")
     if settings.metrics_port is not None and settings.metrics_port > _PORT_MAX:
         problems.append(f"`metrics-port` must be {_PORT_MAX} at most")
-    if not _PREFIX.fullmatch(settings.prefix):
+    if not is_prefix(settings.prefix):
         problems.append(
             f"`prefix` {settings.prefix[:80]!r} must be words of letters, digits, `_` and `-` with dots between"
         )

@@ -10,7 +10,7 @@ import click
 import trio
 
 from messaging.link import Link
-from nixfleet.builder.asking import ask, checked, hosts, leave, reached, request_for
+from nixfleet.builder.asking import NoHostsError, ask, checked, hosts, leave, reached, request_for
 from nixfleet.builder.builders import Builders
 from nixfleet.builder.messages import HostsQuestion, Phase, Progress, Request
 from nixfleet.builder.watching import STYLES, Watch, watch
@@ -126,6 +126,8 @@ async def _requests(link: Link, wanted: _Wanted) -> list[Request]:
         repository = answer.repository
         if not names:  # all of one commit, should the branch move meanwhile
             names, revision = answer.hosts, answer.commit
+            if not names:
+                raise NoHostsError(why=f"it builds no host of {repository} at {revision[:12]}")
     return [_request(wanted, repository, name, revision) for name in names]
 
 

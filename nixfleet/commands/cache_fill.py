@@ -1,16 +1,36 @@
 """Options by which a release copies what was built to a binary cache before it looks whether hosts can fetch it."""
 
 import functools
+import re
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import attrs
 import click
 
 from nixfleet.commands import options
+from nixfleet.errors import ConfigurationError
+from nixfleet.files import read_bytes
 from nixfleet.terminal import GOOD, Cell, print_line
+from nixfleet_agent.activation.cache_keys import CacheKey
+from nixfleet_agent.activation.errors import CacheKeyError
 from state_machine.values import Closure
+
+_ADDRESS: Final = re.compile(r"[a-z][a-z0-9+.-]*://[^\s]+|/[^\0]+")
+_TO: Final = options.CheckedType(
+    "URL", lambda text: _ADDRESS.fullmatch(text) is not None, "an address that Nix copies to"
+)
+
+
+@attrs.frozen(kw_only=True)
+class NoCacheKeyError(ConfigurationError):
+    """What is to sign closures is no key of a cache. What the file has is not repeated: it may be another secret."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return f"--cache-key-file {self.path} holds no secret key of a cache; `nix key generate-secret` makes one"
 
 
 @attrs.frozen(kw_only=True)
@@ -39,12 +59,22 @@ class CacheFilling:
 def cache_fill(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options and hand them to the command as one `filling`."""
 
-    @click.option("--copy-to", metavar="URL", help="Copy what was built to this cache first, as `nix copy --to` does.")
+    @click.option("--copy-to", type=_TO, help="Copy what was built to this cache first, as `nix copy --to` does.")
     @click.option("--cache-key-file", type=options.FILE, help="Sign it before, with the private key of that cache.")
     @functools.wraps(command)
     def with_filling(*args: Any, copy_to: str | None, cache_key_file: Path | None, **kwargs: Any) -> Any:
         if cache_key_file is not None and copy_to is None:
             raise click.UsageError("--cache-key-file signs what --copy-to copies: name the cache")
+        if cache_key_file is not None:
+            _check(cache_key_file)
         return command(*args, filling=CacheFilling(cache=copy_to, signing_key_file=cache_key_file), **kwargs)
 
     return with_filling
+
+
+def _check(path: Path) -> None:
+    """Find out before anything is built."""
+    try:
+        CacheKey.parse(read_bytes(path, "cache key").decode("ascii").strip())
+    except (CacheKeyError, UnicodeDecodeError):
+        raise NoCacheKeyError(path=path) from None

@@ -2,10 +2,10 @@
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from nixfleet.commands import options
 from nixfleet.errors import MissingSettingError
@@ -39,23 +39,23 @@ def to_control_plane(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def with_endpoint(*args: Any, **kwargs: Any) -> None:
-        given = _taken(kwargs)
-        if not given["control_plane_url"]:
-            raise MissingSettingError(
-                flag="--control-plane-url", variable="NIXFLEET_CONTROL_PLANE_URL", what="the control plane's URL"
-            )
-        command(*args, endpoint=_endpoint(**given), **kwargs)
+        command(*args, endpoint=_needed(_taken(kwargs)), **kwargs)
 
     return _with_options(with_endpoint)
 
 
 def to_control_plane_if_any(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The same for a command that can do without: `endpoint` is None unless all four are configured."""
+    """The same for a command that can do without: `endpoint` is None where the configuration file has not all four.
+
+    What is said in so many words, on the command line or by a variable, is asked for.
+    """
 
     @functools.wraps(command)
     def with_endpoint(*args: Any, **kwargs: Any) -> Any:
         given = _taken(kwargs)
-        return command(*args, endpoint=_endpoint(**given) if all(given.values()) else None, **kwargs)
+        if not all(given.values()) and not any(_is_said(name) for name in given):
+            return command(*args, endpoint=None, **kwargs)
+        return command(*args, endpoint=_needed(given), **kwargs)
 
     return _with_options(with_endpoint)
 
@@ -70,12 +70,21 @@ def _taken(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: kwargs.pop(name) for name in ("control_plane_url", "ca_cert", "client_cert", "client_key")}
 
 
-def _endpoint(
-    *, control_plane_url: str, ca_cert: Path | None, client_cert: Path | None, client_key: Path | None
-) -> Endpoint:
+def _is_said(name: str) -> bool:
+    return click.get_current_context().get_parameter_source(name) in (
+        ParameterSource.COMMANDLINE,
+        ParameterSource.ENVIRONMENT,
+    )
+
+
+def _needed(given: dict[str, Any]) -> Endpoint:
+    if not given["control_plane_url"]:
+        raise MissingSettingError(
+            flag="--control-plane-url", variable="NIXFLEET_CONTROL_PLANE_URL", what="the control plane's URL"
+        )
     return Endpoint(
-        url=control_plane_url,
-        ca_cert=options.required(ca_cert, "--ca-cert", "the fleet's CA certificate"),
-        client_cert=options.required(client_cert, "--client-cert", "the operator certificate"),
-        client_key=options.required(client_key, "--client-key", "the operator certificate's key"),
+        url=given["control_plane_url"],
+        ca_cert=options.required(given["ca_cert"], "--ca-cert", "the fleet's CA certificate"),
+        client_cert=options.required(given["client_cert"], "--client-cert", "the operator certificate"),
+        client_key=options.required(given["client_key"], "--client-key", "the operator certificate's key"),
     )

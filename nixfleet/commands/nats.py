@@ -7,7 +7,9 @@ from typing import Any, Final
 import click
 from click.core import ParameterSource
 
+from messaging.subjects import is_prefix
 from nixfleet.builder.builders import Builders, builders_of
+from nixfleet.builder.messages import is_repository
 from nixfleet.commands import options
 from nixfleet.errors import ConfigurationError, MissingSettingError
 
@@ -59,13 +61,14 @@ _OPTIONS: Final = (
     ),
     click.option(
         "--nats-prefix",
+        type=options.CheckedType("PREFIX", is_prefix, "words of letters, digits, `_` and `-` with dots between"),
         envvar="NIXFLEET_NATS_PREFIX",
         show_envvar=True,
         help="What the builders' subjects begin with.  [default: build]",
     ),
     click.option(
         "--repo",
-        metavar="NAME",
+        type=options.CheckedType("NAME", is_repository, "the name of a repository: letters, digits, `_` and `-`"),
         envvar="NIXFLEET_REPO",
         show_envvar=True,
         help="What the builders call the repository.  [default: the only one they have]",
@@ -80,7 +83,7 @@ class NatsOptionsError(ConfigurationError):
     """The options name no server that could be used."""
 
     def __init__(self, problems: list[str]) -> None:
-        super().__init__("; ".join(problems))
+        super().__init__(f"--nats-url and what belongs to it: {'; '.join(problems)}")
 
 
 def with_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -97,6 +100,17 @@ def to_builders(command: Callable[..., Any]) -> Callable[..., Any]:
     def with_builders(*args: Any, **flags: Any) -> Any:
         given = taken(flags)
         return command(*args, builders=named(given), **flags)
+
+    return with_options(with_builders)
+
+
+def to_builders_if_wanted(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The same for a command whose option `builder` says whether there are any: None where it is not `nats`."""
+
+    @functools.wraps(command)
+    def with_builders(*args: Any, builder: str, **flags: Any) -> Any:
+        given = taken(flags)
+        return command(*args, builders=named(given) if builder == "nats" else None, **flags)
 
     return with_options(with_builders)
 
@@ -124,7 +138,7 @@ def named(given: Mapping[str, str]) -> Builders:
             flag="--nats-url", variable="NIXFLEET_NATS_URL", what="the address of the NATS server"
         )
     problems: list[str] = []
-    builders = builders_of(given, problems)
+    builders = builders_of(given, problems, where="")
     if builders is None:
         raise NatsOptionsError(problems)
     return builders

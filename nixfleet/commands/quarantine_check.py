@@ -8,7 +8,7 @@ import attrs
 import click
 
 from nixfleet.commands.connection import to_control_plane_if_any
-from nixfleet.errors import StoppedError
+from nixfleet.errors import ConfigurationError, StoppedError
 from nixfleet.operator_api import connected
 from nixfleet.operator_tls import Endpoint
 from nixfleet.release.quarantined import QuarantinedError, quarantined_in
@@ -29,12 +29,15 @@ class QuarantineCheck:
 
         Raises:
             QuarantinedError: it does ask for such a closure.
+            ConfigurationError: the address or a file is no use, whoever listens there.
         """
         if self.endpoint is None or self.allowed:
             return ()
         try:
             with connected(self.endpoint) as api:
                 rows = api.quarantine().get("quarantine")
+        except ConfigurationError:
+            raise
         except StoppedError as error:
             return (f"the control plane was not asked what is quarantined: {error}",)
         found = quarantined_in(fleet, [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else [])

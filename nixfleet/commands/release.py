@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import attrs
 import click
 
+from nixfleet.builder.builders import Builders
 from nixfleet.clock import wall_now
-from nixfleet.commands import options, release_options, signing, targets
+from nixfleet.commands import nats, options, release_options, signing, targets
 from nixfleet.commands.cache_check import CacheChecking, checked_document, show_checked, with_cache_check
 from nixfleet.commands.cache_fill import CacheFilling, cache_fill
 from nixfleet.commands.news import tells
@@ -54,7 +55,8 @@ class _Building:
     """How a flake's hosts are built."""
 
     build: bool
-    builder: str
+    builders: Builders | None
+    """Who is asked to; None: nobody but this machine."""
     jobs: int
     build_timeout: int
 
@@ -71,6 +73,7 @@ class _Building:
 @cache_fill
 @quarantine_check
 @tells
+@nats.to_builders_if_wanted
 @release_options.shown
 def release(
     description: Path | None,
@@ -80,7 +83,7 @@ def release(
     refresh: bool,
     flake: str | None,
     build: bool,
-    builder: str,
+    builders: Builders | None,
     jobs: int,
     build_timeout: int,
     ci_key: str | None,
@@ -115,7 +118,7 @@ def release(
         return
     if if_due:
         raise click.UsageError("--if-due is about --refresh: a release is made when it is asked for")
-    building = _Building(build=build, builder=builder, jobs=jobs, build_timeout=build_timeout)
+    building = _Building(build=build, builders=builders, jobs=jobs, build_timeout=build_timeout)
     now = wall_now()
     wanted = _wanted(description, flake, closures, building)
     plan = plan_release(wanted.description, target, now, commit=commit, head=wanted.head, new_rollout=new_rollout)
@@ -189,8 +192,22 @@ def _builder(building: _Building, flake: "LockedFlake") -> "Builder":
     from nixfleet.release.flake import Unbuilt
     from nixfleet.update.builds import LocalBuilder
 
+    if building.build and building.builders is not None:
+        return _remote_builder(building.builders, building.build_timeout, flake)
     what = flake if building.build else Unbuilt(flake=flake)
     return LocalBuilder(what, jobs=building.jobs, within_s=building.build_timeout, logs=_logs())
+
+
+def _remote_builder(builders: Builders, within_s: int, flake: "LockedFlake") -> "Builder":
+    """Builders that have the flake's repository."""
+    from nixfleet.builder.offering import Published
+    from nixfleet.builder.remote import NoCommitError, RemoteBuilder
+
+    revision = flake.revision
+    if revision is None:
+        raise NoCommitError(flake=flake.reference.flake)
+    commits = Published(commit_of=lambda system: flake.pins.get(system.host, revision))
+    return RemoteBuilder(builders, commits, within_s=within_s, logs=_logs())
 
 
 def _logs() -> Path:

@@ -7,11 +7,9 @@ import click
 
 from nixfleet.commands import options
 from nixfleet.release.example import EXAMPLE
+from nixfleet.update.instance import BUILDERS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-
-LOCAL = "local"
-"""Builds on this machine, or wherever its Nix is configured to build."""
 
 
 def _pairs(ctx: click.Context, param: click.Parameter, values: Sequence[str]) -> dict[str, str]:
@@ -86,7 +84,12 @@ flake = _group(
         help="Take the description from a flake, as Nix names one, and build its hosts.  [attribute: fleet]",
     ),
     click.option("--build/--no-build", default=True, help="Build hosts, or ask only what their closures would be."),
-    click.option("--builder", type=click.Choice([LOCAL]), default=LOCAL, help="Who builds."),
+    click.option(
+        "--builder",
+        type=click.Choice(BUILDERS),
+        default=BUILDERS[0],
+        help="Who builds: this machine, or builders that are asked over NATS.",
+    ),
     click.option("--jobs", type=click.IntRange(1, 256), default=2, help="Hosts built at once."),
     click.option("--build-timeout", type=options.DURATION, default="4h", help="Deadline of a build."),
 )

@@ -5,6 +5,7 @@ let
   line = key: value: lib.optional (value != null && value != [ ]) "${key} = ${builtins.toJSON value}";
   table = path: lines: lib.optional (lines != [ ]) (lib.concatStringsSep "\n" ([ "[${path}]" ] ++ lines) + "\n");
   name = text: builtins.toJSON text;
+  file = path: if path == null then null else "${path}";
 
   instance = key: one:
     table (name key) (
@@ -23,7 +24,19 @@ let
       ++ line "close-stale-after" one.closeStaleAfter
       ++ line "metrics-file" one.metricsFile
       ++ line "pushgateway" one.pushgateway
+      ++ line "builder" one.builder
     )
+    ++ lib.optionals (one.nats.url != null) (table "${name key}.nats" (
+      line "url" one.nats.url
+      ++ line "nkey-file" one.nats.nkeyFile
+      ++ line "credentials-file" one.nats.credentialsFile
+      ++ line "token-file" one.nats.tokenFile
+      ++ line "ca-cert" (file one.nats.caCert)
+      ++ line "client-cert" (file one.nats.clientCert)
+      ++ line "client-key" one.nats.clientKeyFile
+      ++ line "prefix" one.nats.prefix
+      ++ line "repository" one.nats.repository
+    ))
     ++ table "${name key}.auto-fix" (
       line "enable" one.autoFix.enable
       ++ line "command" one.autoFix.command

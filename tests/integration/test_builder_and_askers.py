@@ -163,6 +163,26 @@ def test_a_builder_names_its_only_repository_and_says_what_it_does_not_have(lab:
     assert "it has no repository theirs; the builder has own" in ran.err
 
 
+def test_an_asker_is_answered_by_another_builder_when_the_first_one_is_killed(lab: BuilderLab, begin: Begin) -> None:
+    asker = begin(lab, "web1")
+    until(lambda: lab.ran("web1") == 1)
+    lab.end("one")
+    lab.go("web1")
+    lab.start("two")
+    ran = asker.end()
+    assert (ran.status, ran.json["jobs"][0]["builder"]) == (0, "two"), ran.err
+
+
+def test_an_asker_is_answered_although_the_server_was_killed_meanwhile(lab: BuilderLab, begin: Begin) -> None:
+    asker = begin(lab, "web1")
+    until(lambda: lab.ran("web1") == 1)
+    lab.nats.kill()
+    lab.nats.start()
+    lab.go("web1")
+    ran = asker.end()
+    assert (ran.status, ran.json["jobs"][0]["outcome"]) == (0, "done"), ran.err
+
+
 # The updater
 
 
@@ -277,3 +297,22 @@ def test_ctrl_c_ends_the_builds_of_an_update_and_removes_what_was_offered(lab: B
         process.communicate()
     assert (process.returncode, lab.fleet.main(), offered(lab)) == (130, main, [])
     until(lambda: not lab.nix_runs())
+
+
+# The release
+
+
+def test_a_release_is_built_by_builders_from_the_commit_it_is_named_after(lab: BuilderLab) -> None:
+    for host in HOSTS:
+        lab.go(host)
+    lab.fleet.describe()
+    lab.fleet.git("push", "--quiet", "origin", "main")
+    words = ("release", "--flake", ".", "--builder", "nats", "--nats-url", lab.nats.url, "--dry-run", "--json")
+    ran = lab.fleet.nixfleet(*words)
+    assert ran.status == 0, ran.err
+    assert ran.json["commit"] == lab.fleet.main()
+    assert [lab.ran(host) for host in HOSTS] == [1, 1, 1]
+    (lab.fleet.fleet / "build.sh").write_text("changed\n")
+    dirty = lab.fleet.nixfleet(*words)
+    assert dirty.status == 2
+    assert ". has changes that no commit has: commit and push them" in dirty.err

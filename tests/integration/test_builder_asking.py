@@ -407,7 +407,7 @@ async def test_a_server_that_is_not_there_is_told(tmp_path: Path) -> None:
         (("../web1",), "is no name of a host"),
         (("web1", "--rev", "a..b"), "is no revision"),
         (("web1", "--compare", "c0ffee"), "is no commit to compare with"),
-        (("web1", "--repo", "a/b"), "is no name of a repository"),
+        (("web1", "--repo", "a/b"), "is not the name of a repository"),
         (("web1", "--nats-prefix", "build.>"), "prefix"),
         (("web1", "--no-wait", "--timeout", "5m"), "does not go with --no-wait"),
         (("web1", "--nats-token-file", "/nowhere"), "/nowhere: No such file or directory"),

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import tomllib
+import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -17,12 +18,13 @@ from types import MappingProxyType
 from typing import Any, Final
 
 import attrs
+import nkeys
 import pytest
 import trio
 from prometheus_client.parser import text_string_to_metric_families
 from trio_asyncio import aio_as_trio
 
-from messaging.errors import LinkError
+from messaging.errors import LinkError, UnwelcomeError
 from messaging.link import Link, connected
 from messaging.news import Kind, News, tell
 from messaging.server import Server
@@ -43,6 +45,7 @@ from tests.updatelab import Ran, UpdateLab
 
 pytestmark = needs_nats
 
+ROOT: Final = Path(__file__).parents[2]
 PATIENCE_S: Final = 60.0
 S: Final = Subjects()
 HOSTS: Final = ("db1", "mac1", "web1")
@@ -56,11 +59,20 @@ class BuilderLab:
     nats: NatsServer
     builders: "dict[str, subprocess.Popen[bytes]]" = attrs.field(factory=dict)
 
-    def configured(self, name: str = "one", more: str = "", of_repository: str = "") -> Path:
+    def configured(
+        self,
+        name: str = "one",
+        more: str = "",
+        of_repository: str = "",
+        of_nats: str = "",
+        name_of_repository: str = "own",
+    ) -> Path:
         path = self.fleet.root / f"{name}.toml"
+        patience = "" if "patience" in more else "patience = 3"
         path.write_text(
-            f'name = "{name}"\nstate-dir = "{self.fleet.root}/{name}"\n{"" if "patience" in more else "patience = 3"}\n{more}\n'
-            f'[nats]\nurl = "{self.nats.url}"\n[repositories.own]\nurl = "file://{self.fleet.hub}"\n{of_repository}\n'
+            f'name = "{name}"\nstate-dir = "{self.fleet.root}/{name}"\n{patience}\n{more}\n'
+            f'[nats]\nurl = "{self.nats.url}"\n{of_nats}\n'
+            f'[repositories.{name_of_repository}]\nurl = "file://{self.fleet.hub}"\n{of_repository}\n'
         )
         return path
 
@@ -73,12 +85,12 @@ class BuilderLab:
     def start(
         self,
         name: str = "one",
-        more: str = "",
-        of_repository: str = "",
+        *,
         wait: bool = True,
         environment: Mapping[str, str] = MappingProxyType({}),
+        **keys: str,
     ) -> None:
-        config = self.configured(name, more, of_repository)
+        config = self.configured(name, **keys)
         with self.log_of(name).open("ab") as log:
             self.builders[name] = subprocess.Popen(
                 self.words(config, "--log-format", "json"), cwd=self.fleet.root, stdout=log, stderr=log,
@@ -557,6 +569,106 @@ async def test_every_host_is_built_ahead_when_its_branch_has_moved(server: str, 
             assert Path(done.path).read_text() == f"two {host}\n"
 
 
+async def test_as_many_are_built_at_once_as_may_be(lab: BuilderLab) -> None:
+    lab.start("one", more="parallel = 2")
+    async with asker(lab.nats) as asking:
+        asked = {host: wanted(host, "me") for host in HOSTS}
+        for each in asked.values():
+            await asking.put(each)
+        await trio.to_thread.run_sync(lab.until, lambda: sum(lab.ran(host) for host in HOSTS) == 2)
+        assert lab.begun() == 2
+        for host in HOSTS:
+            lab.go(host)
+        for each in asked.values():
+            assert (await asking.answer(each)).phase is Phase.DONE
+    assert lab.begun() == 3
+
+
+async def test_a_builder_that_lost_its_job_to_another_leaves_it_to_that_one(lab: BuilderLab) -> None:
+    lab.start()
+    async with asker(lab.nats) as asking:
+        asked = wanted("web1", "me")
+        await asking.put(asked)
+        mine = await asking.until(is_building)
+        bucket = await asking.link.bucket(S.bucket, ttl_s=7 * 86_400)
+        await bucket.put(asked.job, encode(attrs.evolve(mine, builder="other", at=wall_now())))
+        await trio.to_thread.run_sync(lab.until, lambda: "another builder took it over" in lab.said("one"))
+        assert not lab.nix_runs()
+        done = attrs.evolve(mine, builder="other", at=wall_now(), phase=Phase.DONE, path="/nix/store/x")
+        await bucket.put(asked.job, encode(done))
+        assert await asking.last() == done
+        await until_empty(asking.link)
+        assert lab.begun() == 1
+
+
+async def test_builders_share_what_is_built_ahead(lab: BuilderLab) -> None:
+    for host in HOSTS:
+        lab.go(host)
+    for name in ("one", "two"):
+        lab.start(name, of_repository="prebuild = true")
+    async with asker(lab.nats) as asking:
+        await tell(Server(url=lab.nats.url), News(kind=Kind.MERGED, name="own", at=wall_now()))
+        for name in ("one", "two"):
+            await trio.to_thread.run_sync(lab.until, lambda name=name: "moved" in lab.said(name))
+        for host in HOSTS:
+            assert (await asking.last(wanted(host, "x", revision=lab.fleet.main()).job)).phase is Phase.DONE
+        await until_empty(asking.link)
+    assert lab.begun() == len(HOSTS)
+
+
+async def test_nonsense_on_every_subject_ends_nothing(plain: BuilderLab) -> None:
+    plain.start()
+    plain.go("db1")
+    async with asker(plain.nats) as asking:
+        good = wanted("db1", "me")
+        for nonsense in (b"", b"\xff", b"[]", b"{}", b"null", b'{"job": 7}', b"[" * 3000, b"x" * 100_000):
+            for subject in (S.job(good), S.whose(good.job), S.cancel(good.job), S.hosts):
+                await asking.link.publish(subject, nonsense)
+        assert (await asking.ask(good)).phase is Phase.QUEUED
+        assert (await asking.last()).phase is Phase.DONE
+
+
+# Who may do what
+
+
+def documented(directory: Path) -> str:
+    """The server's settings that the documentation has, with keys of `builder.nk` and `asker.nk`, and without TLS."""
+    page = (ROOT / "docs" / "building.md").read_text()
+    [block] = [block for block in page.split("```")[1::2] if "UBUILDER" in block]
+    lines = [line for line in block.splitlines() if not line.startswith(("listen:", "tls ", "jetstream "))]
+    text = "\n".join(lines)
+    for name in ("builder", "asker"):
+        seed = nkeys.encode_seed(os.urandom(32), nkeys.PREFIX_BYTE_USER)
+        (directory / f"{name}.nk").write_bytes(seed)
+        text = text.replace(f"U{name.upper()}", nkeys.from_seed(bytearray(seed)).public_key.decode())
+    return text
+
+
+@pytest.mark.parametrize("jetstream", [True, False], ids=["JetStream", "without JetStream"])
+async def test_the_documented_permissions_are_enough_and_an_asker_may_not_answer(
+    fleet: UpdateLab, jetstream: bool
+) -> None:
+    with nats_server(fleet.root / "nats", jetstream=jetstream, more=documented(fleet.root)) as server:
+        lab = BuilderLab(fleet=fleet, nats=server)
+        try:
+            for host in HOSTS:
+                lab.go(host)
+            lab.start("one", of_nats=f'nkey-file = "{fleet.root}/builder.nk"', name_of_repository="fleet",
+                      of_repository="prebuild = true")  # fmt: skip
+            key = ("--nats-url", server.url, "--nats-nkey-file", f"{fleet.root}/asker.nk", "--json")
+            words = [sys.executable, "-m", "nixfleet", "build", "--all", *key]
+            said = await trio.to_thread.run_sync(lambda: fleet.run(*words, where=fleet.root))
+            assert said.status == 0, (said.err, lab.log_of("one").read_text(), server.log())
+            assert [line for line in lab.lines("one") if line["level"] != "info"] == []
+            assert "Permissions Violation" not in server.log()
+            async with connected(Server(url=server.url, nkey_file=fleet.root / "asker.nk"), "asker") as link:
+                await link.publish(S.progress("0" * 32), b"x")
+                with pytest.raises(UnwelcomeError, match=r"(?i)permissions violation"):
+                    link.raise_complaint()
+        finally:
+            lab.stop()
+
+
 # The service
 
 
@@ -658,6 +770,37 @@ def test_the_service_manager_is_told_that_it_is_ready_alive_and_stopping(lab: Bu
         assert lab.end("one", signal.SIGTERM) == 0
         while said[-1] != "STOPPING=1":
             said.append(manager.recv(4096).decode())
+
+
+async def test_a_token_that_is_replaced_is_read_anew(fleet: UpdateLab) -> None:
+    token = fleet.root / "token"
+    token.write_text("first")
+    with nats_server(fleet.root / "nats", more='authorization { token: "first" }') as server:
+        lab = BuilderLab(fleet=fleet, nats=server)
+        try:
+            lab.start("one", of_nats=f'token-file = "{token}"')
+            server.kill()
+            server.more = 'authorization { token: "second" }'
+            server.start()
+            lab.until(lambda: "it does not know who this is" in lab.log_of("one").read_text())
+            token.write_text("second")
+            lab.until(lambda: lab.said("one").count("listening") == 2)
+            assert lab.end("one", signal.SIGTERM) == 0
+        finally:
+            lab.stop()
+
+
+def test_health_and_the_log_say_when_the_server_is_away_and_when_it_is_back(lab: BuilderLab) -> None:
+    lab.start("one", more=f"metrics-port = {free_port()}")
+    lab.nats.kill()
+    lab.until(lambda: "no NATS server, trying again" in lab.said("one"))
+    with pytest.raises(urllib.error.HTTPError, match="503") as caught:
+        fetched(lab, "healthz")
+    with caught.value as answer:
+        assert json.loads(answer.read())["reason"] == f"{lab.nats.url}: the connection was lost"
+    lab.nats.start()
+    lab.until(lambda: lab.said("one").count("connected") == 2)
+    assert json.loads(fetched(lab, "healthz")) == {"ok": True}
 
 
 def test_told_to_stop_while_no_server_is_there_it_stops(lab: BuilderLab) -> None:

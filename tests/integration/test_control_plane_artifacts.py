@@ -152,6 +152,22 @@ def test_a_half_published_release_is_waited_for(cp: Running, lab: Lab) -> None:
     assert b"dead01" in served(cp)
 
 
+def test_signatures_that_are_being_renewed_hold_nothing_up(cp: Running, lab: Lab) -> None:
+    """The manifests keep their names and come first, their fleet perhaps much later: what is in force goes on."""
+    path = lab.artifacts / "rollouts" / "stable@c0ffee.json"
+    before, fleet = path.read_bytes(), lab.fleet("c0ffee")
+    lab.sign(
+        f"rollouts/{path.name}", encode(manifest_of(fleet, fleet.hosts[HostName("web1")].channel, "c0ffee", "0" * 64))
+    )
+    for _ in range(3):
+        assert cp.refresh() == {}
+    path.with_name(f"{path.name}.sig").write_bytes(bytes(64))
+    for _ in range(3):
+        assert list(cp.refresh()) == [f"rollouts/{path.name}"]
+    assert cp.agent("web1").dispatch(wait=10) is not None
+    assert cp.client("web1").get("/v1/rollouts/stable@c0ffee").content == before
+
+
 def test_a_list_that_is_gone_stays_in_force(cp: Running, lab: Lab) -> None:
     lab.revoke("web1")
     assert cp.refresh() == {}

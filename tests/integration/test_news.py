@@ -34,7 +34,7 @@ from state_machine.values import WallMs
 from tests.agentlab import PATIENCE_S, AgentFleet
 from tests.cplab import Lab
 from tests.integration.test_messaging import identity
-from tests.liar import Liar
+from tests.liar import Liar, status
 from tests.natslab import NatsServer, nats_server, needs_nats
 from tests.updatelab import UpdateLab
 
@@ -98,6 +98,28 @@ class Talker:
                 with contextlib.suppress(OSError):
                     while visitor.recv(4096):
                         pass
+
+
+class Drowner(Talker):
+    """A server as it should be, until somebody has subscribed to something: then it says this, and zeros for ever."""
+
+    def __init__(self, endless: bytes) -> None:
+        super().__init__(endless)
+        self.sent = 0
+
+    def _serve(self) -> None:
+        visitor, _ = self._socket.accept()
+        with visitor, contextlib.suppress(OSError):
+            visitor.sendall(b'INFO {"server_id":"x","version":"2.9.0","proto":1,"max_payload":1048576}\r\n')
+            said = b""
+            while b"SUB " not in said or not said.endswith(b"PING\r\n"):
+                said += visitor.recv(4096)
+                if said.endswith(b"PING\r\n"):
+                    visitor.sendall(b"PONG\r\n")
+            visitor.sendall(self.words[0])
+            while self.sent < 1024 * 1024 * 1024:
+                visitor.sendall(bytes(65536))
+                self.sent += 65536
 
 
 # Telling and hearing
@@ -181,6 +203,19 @@ async def test_telling_a_server_that_is_away_or_silent_ends(tmp_path: Path) -> N
     async with listener:
         with pytest.raises((NoAnswerError, UnreachableError)):
             await tell(silent, RELEASED)
+
+
+async def test_a_server_that_never_comes_to_an_end_is_left_before_it_fills_the_memory() -> None:
+    for endless in (b"MSG x 1 99999999999\r\n", b""):
+        with Drowner(endless) as drowner:
+            async with (
+                connected(Server(url=drowner.url), "test", anew=False) as link,
+                heard(link, NEWS, {Kind.RELEASED}) as news,
+            ):
+                with trio.fail_after(PATIENCE_S):
+                    async for _ in news:
+                        raise AssertionError("that was no news")
+        assert drowner.sent < 32 * 1024 * 1024
 
 
 # How often
@@ -271,10 +306,25 @@ def test_a_flood_of_news_has_an_agent_ask_once(fleet: AgentFleet, server: NatsSe
             liar.until("a look at the fleet", lambda: liar.count("fleet") > before)
             memory = psutil.Process(agent.pid).memory_info().rss
             say(server.url, *[b"x" * 100] * 1000, *[b"x" * 900_000] * 100)
-            # The second thousand waits for its time, which is most of a minute away.
+            # The second thousand waits for its time, which is half a poll interval away.
             assert liar.count("fleet") - before <= 2
             assert psutil.Process(agent.pid).memory_info().rss - memory < 32 * 1024 * 1024
             assert sum(line["message"] == "there is news" for line in agent.log()) == 1
+
+
+def test_news_shortens_no_pause_that_was_asked_for(fleet: AgentFleet, server: NatsServer) -> None:
+    with Liar(fleet) as liar:
+        fleet.publish("c0ffee")
+        liar.says["heartbeat"] = status(503, Retry_After="3600")
+        agent = fleet.agent("web1", liar.url, running=fleet.system(), nats_url=server.url, **SELDOM)
+        with agent.running():
+            agent.until_logged("listening for news")
+            agent.until_failed("heartbeat")
+            agent.until_reached("intent")
+            heartbeats, looks = liar.count("heartbeat"), liar.count("fleet")
+            say(server.url, b"")
+            assert agent.until_logged("there is news, but what failed is not hurried")["failing"] == ["heartbeat"]
+            assert (liar.count("heartbeat"), liar.count("fleet")) == (heartbeats, looks)
 
 
 def test_a_server_that_is_away_is_waited_for_and_nothing_else_waits(fleet: AgentFleet, tmp_path: Path) -> None:

@@ -40,6 +40,11 @@ from tests.nonsense import (
 
 Leaf = tuple[str, ...]
 
+_BUILDER: Final = """state-dir = "%s/builder"
+nats.url = "nats://127.0.0.1:1"
+repositories.own.url = "https://git.example.org/fleet"
+"""
+
 WORDS: Final = ("\udcff", "", "x" * 100_000)
 NUMBERS: Final = ("many", "-1", "nan", "1e3", "1.5", "", "9" * 30, "0x10")
 DURATIONS: Final = ("soon", "-1s", "0", "1.5h", "nan", "", "9" * 30, "5y")
@@ -103,6 +108,7 @@ NONSENSE: Final[dict[str, Nonsense]] = {
     "ca_cert": Files(names=FILE),
     "ca_days": (*NUMBERS, "0"),
     "cache": CACHES,
+    "cache_key_file": Files(names=FILE),
     "cache_netrc": Files(names=FILE).but("empty", "null"),
     "cache_name": ("", "a b", "a:b", "x\n"),
     "channel": ("", "a/b", "x" * 300),
@@ -112,7 +118,10 @@ NONSENSE: Final[dict[str, Nonsense]] = {
     "close_stale_after": DURATIONS,
     "closure": ("", "short", "../x", "/etc/passwd"),
     "closures": ("web1", "=", "web1=", "=x", "web1=short", "nobody=" + "0" * 32 + "-x"),
+    "compare": ("", "main", "c0ffee", "../x", "-1", "x" * 40),
+    "copy_to": ("", "nowhere", "-x", "a b", "://x"),
     "commit": ("", "main", "../x", "xyz", "-1"),
+    "config": Files(names=FILE),
     "control_plane_url": URLS,
     "days": (*NUMBERS, "0"),
     "description": Files(names=FILE),
@@ -127,6 +136,7 @@ NONSENSE: Final[dict[str, Nonsense]] = {
     "host": HOSTS,
     "host_key": Files(names=FILE).but("ed25519-public"),
     "hostname": HOSTS,
+    "hostnames": HOSTS,
     "hosts": HOSTS,
     "instances": Files(names=FILE),
     "interval": DURATIONS,
@@ -136,6 +146,8 @@ NONSENSE: Final[dict[str, Nonsense]] = {
     "keep_days": (*NUMBERS, "0"),
     "kind": ("neither", "", "FLEET"),
     "limit": NUMBERS,
+    "log_format": ("xml", "", "JSON"),
+    "log_level": ("loud", "", "INFO"),
     "main_branch": ("", "-x", "a b", "a..b", "x.lock", "flake-update-x"),
     "metrics_file": Files(names=("below-a-file", "dangling", "directory", "pipe", "socket", "endless", "null", "loop")),
     "minted_by": Free(),
@@ -144,6 +156,7 @@ NONSENSE: Final[dict[str, Nonsense]] = {
     "nats_credentials_file": Files(names=FILE),
     "nats_nkey_file": Files(names=FILE),
     "nats_token_file": Files(names=FILE).but("list.json", "number.json"),
+    "nats_prefix": ("", "build.>", "a b", "*", ".", "a..b", "x" * 300),
     "nats_url": ("nowhere", "http://x", "tls://", "tls://[::1", "tls://u:THE-SECRET@x", "tls://a b", "tls://x/y", ""),
     "news_prefix": ("", "a..b", ".", "a.>", "a.*", "a b", "x" * 300),
     "new_key": Files(names=("directory", "garbage", "pipe", "socket", "endless", "null", "loop", "below-a-file")),
@@ -157,17 +170,20 @@ NONSENSE: Final[dict[str, Nonsense]] = {
     "paths": Files(names=FILE),
     "pubkey": Files(names=FILE).but("ed25519-public"),
     "reason": Free(),
+    "repo": ("", "a b", "../x", "a/b", "-x", "x" * 300),
     "repo_path": Files(names=(*PLACE, "absent", "dangling")),
     "reject_before": INSTANTS,
     "releases_dir": Files(names=PLACE),
     "remark": Free(),
     "revoked_by": Free(),
+    "rev": ("a..b", "-x", "a b", "../x", "x" * 300, "a\n", "a@{1}"),
     "role": ("neither", "", "CI"),
     "rollout_id": ROLLOUTS,
     "server_names": ("", "a b", "-", "x" * 300, "1.2.3.4.5/33"),
     "shell": ("tcsh", "", "Bash"),
     "signature": Files(names=FILE),
     "tags": Free(),
+    "timeout": DURATIONS,
     "to": TARGETS,
     "to_credentials_file": Files(names=FILE),
     "to_token_file": Files(names=FILE),
@@ -225,8 +241,11 @@ class Desk:
                                    "new_key": str(self.root / "new")},
             ("mint-token",): {**sign, "hostname": "web1", "pubkey": self.cabinet.path("ed25519-public"),
                               "org_root_key": str(keys / "org-root.pem")},
-            ("release",): {**sign, "description": str(self.root / "fleet.toml"), **news},
+            ("release",): {**sign, **there, **news, "description": str(self.root / "fleet.toml"),
+                            "copy_to": f"file://{self.root}/cache"},
             ("update",): {"instances": str(self.root / "update.toml"), **news},
+            ("build",): {**news, "hostnames": "web1", "repo": "own"},
+            ("builder",): {"config": str(self.root / "builder.toml")},
             ("revoke",): {**sign, "host": "web1"},
             ("status",): there,
             ("hosts",): there,
@@ -286,6 +305,7 @@ def desk() -> Iterator[Desk]:
         (root / "config.toml").write_text("")
         (root / "fleet.toml").write_text(EXAMPLE)
         (root / "update.toml").write_text(f'[nightly]\nrepo-path = "{root}"\n')
+        (root / "builder.toml").write_text(_BUILDER % root)
         yield Desk(root=root, cabinet=Cabinet.stocked(root / "cabinet"))
     finally:
         shutil.rmtree(root)

@@ -303,6 +303,21 @@ FLAKE_UPDATER_WITH_EVERYTHING: Final = """
     };
     metricsFile = "/var/lib/node-exporter/flake-update.prom";
     pushgateway = "http://pushgateway.example.org:9091";
+    release = {
+      enable = true;
+      args = [ "--ci-key" "/run/secrets/ci key.pem" ];
+      timeout = "2h";
+    };
+    builder = "nats";
+    nats = {
+      url = "tls://nats.example.org:4222";
+      nkeyFile = "/run/secrets/nkey";
+      caCert = "/etc/nixfleet/nats-ca.pem";
+      clientCert = "/etc/nixfleet/client.pem";
+      clientKeyFile = "/run/secrets/client-key.pem";
+      prefix = "ci.build";
+      repository = "fleet";
+    };
   };
 }
 """

@@ -114,6 +114,7 @@ def flat(tree: Any) -> Sequence[str]:
                 "gradient-deploy",
                 "nix-flake-updater",
                 "nixfleet-agent",
+                "nixfleet-builder",
                 "nixfleet-control-plane",
                 "nixfleet-release",
             },

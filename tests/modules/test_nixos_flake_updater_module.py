@@ -13,7 +13,9 @@ from typing import Final
 import attrs
 import pytest
 
-from nixfleet.update.instance import AutoFix, Forge, Instance, Notify, read_instance, read_instances
+from messaging.server import Server
+from nixfleet.builder.builders import Builders
+from nixfleet.update.instance import AutoFix, Forge, Instance, Notify, Release, read_instance, read_instances
 from tests.modules import unit_file
 from tests.modules.evaluation import NIXOS, ROOT, NixosEvaluated, evaluate, evaluate_nixos, lib_path, needs_nix
 from tests.modules.sample_hosts import FLAKE_UPDATER, FLAKE_UPDATER_WITH_EVERYTHING
@@ -101,11 +103,24 @@ def test_every_option_arrives_at_the_program(full: NixosEvaluated, tmp_path: Pat
         ),
         metrics_file=Path("/var/lib/node-exporter/flake-update.prom"),
         pushgateway="http://pushgateway.example.org:9091",
+        release=Release(args=("--ci-key", "/run/secrets/ci key.pem"), timeout=7200),
+        builder="nats",
+        nats=Builders(
+            server=Server(
+                url="tls://nats.example.org:4222",
+                nkey_file=Path("/run/secrets/nkey"),
+                ca_cert=Path("/etc/nixfleet/nats-ca.pem"),
+                client_cert=Path("/etc/nixfleet/client.pem"),
+                client_key=Path("/run/secrets/client-key.pem"),
+            ),
+            prefix="ci.build",
+            repository="fleet",
+        ),
     )
 
 
 @pytest.mark.parametrize(
-    ("group", "kind"), [("", Instance), ("auto_fix", AutoFix), ("forge", Forge), ("notify", Notify)]
+    ("group", "kind"), [("", Instance), ("auto_fix", AutoFix), ("forge", Forge), ("notify", Notify), ("release", Release)]
 )
 def test_no_key_of_the_program_was_forgotten(
     full: NixosEvaluated, plain: NixosEvaluated, tmp_path: Path, group: str, kind: type
@@ -166,6 +181,13 @@ WRONG: Final[Mapping[str, str]] = {
     'ntfyTokenFile = "/nix/store/token";': "ntfyTokenFile is in the Nix store, which everybody on the host can read",
     'appriseUrlsFile = "/nix/store/urls";': "appriseUrlsFile is in the Nix store",
     'autoFix.envFile = "/nix/store/env";': "autoFix.envFile is in the Nix store",
+    'nats.tokenFile = "/nix/store/token"; nats.url = "tls://x";': "nats.tokenFile is in the Nix store",
+    'builder = "nats";': "nats.url must be set too",
+    'nats.tokenFile = "/t";': "is set without services.nix-flake-updater.nightly.nats.url",
+    'nats = { url = "tls://x"; tokenFile = "/t"; nkeyFile = "/n"; };': "are set: one is enough",
+    'nats = { url = "tls://x"; clientCert = "/c"; };': "go together",
+    'nats = { url = "tls://x"; prefix = "build.>"; };': "must be words of letters",
+    'nats = { url = "tls://x"; repository = "a/b"; };': "must be a name of letters",
     "autoMerge = true; push = false;": "what is merged is the remote's main branch",
     'forge.kind = "github";': "forge.repository and services.nix-flake-updater.nightly.forge.tokenFile must be set too",
     'forge = { kind = "gitea"; repository = "us/fleet"; tokenFile = "/t"; };': "forge.url is missing",

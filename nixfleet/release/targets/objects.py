@@ -60,8 +60,10 @@ class RefusedError(TargetError):
         match self.status:
             case 401 | 403:
                 return "see to the token or the credentials, and to what they allow"
-            case 404 | 409:
-                return "see that the prefix, and with WebDAV its directories, exist"
+            case 404:
+                return "see that the prefix exists"
+            case 409:
+                return "see that, with WebDAV, its directories exist, and that nobody else publishes there just now"
             case 405 | 501:
                 return f"the server must allow {self.verb} there"
             case 413 | 507:
@@ -193,6 +195,9 @@ class ObjectTarget:
             return
         condition = {"If-None-Match": "*"} if known is None else {"If-Match": known.tag} if known.tag else {}
         response = self._ask("PUT", name, content=content, headers=condition)
+        if response.status_code == httpx.codes.NOT_IMPLEMENTED and condition:
+            # Some that speak like S3 know no conditions of a PUT: then it is as with a server that ignores them.
+            response = self._ask("PUT", name, content=content)
         if response.status_code in (httpx.codes.PRECONDITION_FAILED, httpx.codes.CONFLICT) and condition:
             self._see_ours(name, content, response)
             return
