@@ -120,7 +120,8 @@ def test_every_option_arrives_at_the_program(full: NixosEvaluated, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("group", "kind"), [("", Instance), ("auto_fix", AutoFix), ("forge", Forge), ("notify", Notify), ("release", Release)]
+    ("group", "kind"),
+    [("", Instance), ("auto_fix", AutoFix), ("forge", Forge), ("notify", Notify), ("release", Release)],
 )
 def test_no_key_of_the_program_was_forgotten(
     full: NixosEvaluated, plain: NixosEvaluated, tmp_path: Path, group: str, kind: type
