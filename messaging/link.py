@@ -21,7 +21,7 @@ import trio_asyncio
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.errors import AuthorizationError, NoRespondersError, StaleConnectionError, ProtocolError
+from nats.errors import AuthorizationError, NoRespondersError, ProtocolError, StaleConnectionError
 from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, KeyValueConfig, RetentionPolicy, StreamConfig
 from nats.js.errors import (

@@ -42,7 +42,8 @@ FIRST_S: Final = 5.0
 """When nobody has taken a request by then, that is told."""
 WHOSE_S: Final = 0.5
 TAKEN_S: Final = 10.0
-AGAIN_S: Final = 10.0
+PAUSE_S: Final = 1.0
+AGAIN_S: Final = 20.0
 """Between two tries when no builder is there any more."""
 TRIES: Final = 4
 """How often a request is made without JetStream, and how often the server may fail to say what became of one."""
@@ -385,13 +386,20 @@ class _Plain:
     subjects: Subjects
 
     async def answer(self, request: Request, ear: _Ear) -> Progress:
-        """Ask again when nothing is heard: the builder may have died, or the server was another."""
-        for number in range(TRIES):
+        """Ask again when nothing is heard: the builder may have died, or the server was another.
+
+        One that says that it still has the job, though it is silent otherwise, is waited for.
+        """
+        tries = 0
+        while tries < TRIES:
             try:
-                said = ear.take(await self._asked(request, ear))
+                said = await self._joined(request, ear)
+                tries = tries + 1 if said is None else 1
+                said = ear.take(said or await self._handed_over(request, ear))
             except NobodyListensError as error:
-                if number in (0, TRIES - 1):
+                if tries in (0, TRIES - 1):
                     raise NoBuilderError(prefix=self.subjects.prefix) from error
+                tries += 1
                 ear.complain("no builder is there any more")
                 await trio.sleep(AGAIN_S)
                 continue
@@ -403,13 +411,17 @@ class _Plain:
             if said is not None:
                 return said
             ear.complain("nothing is heard of it any more")
+            await trio.sleep(PAUSE_S)
         raise SilentError(host=request.host)
 
-    async def _asked(self, request: Request, ear: _Ear) -> Progress:
-        """Join whoever has the same job already, or else hand it to somebody."""
+    async def _joined(self, request: Request, ear: _Ear) -> Progress | None:
+        """Ask for it where the same job is already; None: it is nowhere."""
         with contextlib.suppress(NoAnswerError):
-            if said := ear.read(await self.link.request(self.subjects.whose(request.job), encode(request), WHOSE_S)):
-                return said
+            return ear.read(await self.link.request(self.subjects.whose(request.job), encode(request), WHOSE_S))
+        return None
+
+    async def _handed_over(self, request: Request, ear: _Ear) -> Progress:
+        """Hand it to a builder that has not got it."""
         said = ear.read(await self.link.request(self.subjects.job(request), encode(request), TAKEN_S))
         return _unheard(request) if said is None else said
 

@@ -8,9 +8,11 @@ from typing import Final, Protocol
 
 import attrs
 
-from messaging.link import Bucket
-from nixfleet.builder.messages import MessageError, Progress, decode_progress, encode
+from messaging.link import Bucket, Link
+from nixfleet.builder.messages import MessageError, Progress, Subjects, decode_progress, encode
 
+KEPT_S: Final = 7 * 86_400
+"""How long a server remembers what came of a job."""
 REMEMBERED_MAX: Final = 1024
 
 
@@ -64,14 +66,14 @@ class SharedBoard:
             return None  # no builder's word: it is written over
 
     async def write(self, progress: Progress) -> bool:
-        """See `Board.write`. A word that was written though its answer got lost is known again."""
+        """See `Board.write`. One that was written though its answer got lost is known; one that is gone is no rival."""
         job, data = progress.job, encode(progress)
         before, self._tried[job] = self._tried.get(job), data
         revision = await self._bucket.replace(job, data, self._revisions.get(job, 0))
         if revision is None:
             found = await self._bucket.get(job)
-            if found is not None and found[0] == before:
-                revision = await self._bucket.replace(job, data, found[1])
+            if found is None or found[0] == before:
+                revision = await self._bucket.replace(job, data, 0 if found is None else found[1])
         if revision is None:
             return False
         self._revisions[job] = revision
@@ -114,3 +116,12 @@ class OwnBoard:
         found = self._words.get(job)
         if found is not None and not found.phase.is_last:
             del self._words[job]
+
+
+async def open_bucket(link: Link, subjects: Subjects) -> Bucket:
+    """The bucket of a server, made when it is not there, or no longer.
+
+    Raises:
+        LinkError: it cannot be had.
+    """
+    return await link.bucket(subjects.bucket, KEPT_S)

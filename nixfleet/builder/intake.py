@@ -14,6 +14,7 @@ import trio
 
 from messaging.errors import LinkError
 from messaging.link import Delivery, Link, Message, WorkQueue
+from nixfleet.builder.boards import open_bucket
 from nixfleet.builder.desk import BEATS, Desk, Job
 from nixfleet.builder.messages import MessageError, Request, decode_cancel, decode_request, encode
 from nixfleet.clock import wall_now
@@ -43,7 +44,7 @@ async def serve_queue(desk: Desk, link: Link, stop: trio.Event) -> None:
             queue = await takers.open_queue()
             nursery.start_soon(takers.take_jobs, queue)
             if not number:
-                nursery.start_soon(_measure, desk, queue)
+                nursery.start_soon(takers.look_after, queue)
         await stop.wait()
         desk.stopping.set()
         await takers.stop()
@@ -91,6 +92,18 @@ class _Takers:
                 with trio.move_on_after(PAUSE_S):
                     await self.desk.stopping.wait()
 
+    async def look_after(self, queue: WorkQueue) -> None:
+        """Measure the queue now and then; make it and the bucket anew when the server has lost them."""
+        while True:
+            try:
+                await open_bucket(self.link, self.desk.subjects)
+                self.desk.gauges.waiting(await queue.depth())
+            except LinkError as error:
+                log.debug("not measured: %s", error)
+                with contextlib.suppress(LinkError):
+                    queue = await self.open_queue()
+            await trio.sleep(MEASURE_S)
+
     async def _take(self, queue: WorkQueue) -> Delivery | None:
         with trio.CancelScope() as scope:
             self._taking[scope] = queue
@@ -135,15 +148,6 @@ async def _handle(desk: Desk, delivery: Delivery) -> None:
         await delivery.again(0)
     else:
         await desk.see_to(desk.open(request, delivery))
-
-
-async def _measure(desk: Desk, queue: WorkQueue) -> None:
-    while True:
-        try:
-            desk.gauges.waiting(await queue.depth())
-        except LinkError as error:
-            log.debug("not measured: %s", error)
-        await trio.sleep(MEASURE_S)
 
 
 @attrs.frozen

@@ -23,7 +23,7 @@ from nixfleet.update.worktree import NETWORK_S, Worktree, git
 REFERENCES: Final = "refs/nixfleet/builds/"
 LEFT_S: Final = 86_400
 """What is older was left by a run that died."""
-WITHDRAW_S: Final = 60.0
+WITHDRAW_S: Final = 20.0
 _MESSAGE: Final = "Built before it is merged\n\nOf no branch: nixfleet removes it when it is built.\n"
 _AUTHOR: Final = ("-c", "user.name=nixfleet", "-c", "user.email=nixfleet@localhost")
 log = logging.getLogger(__name__)
@@ -74,13 +74,18 @@ class Snapshots:
         """
         await self._sweep_once()
         commit = await self._commit()
-        reference = f"{REFERENCES}{commit}"
+        reference, is_there = f"{REFERENCES}{commit}", True
         try:
-            await self._at_remote("push", "--quiet", "--no-verify", self.remote, f"{commit}:{reference}")
+            try:
+                await self._at_remote("push", "--quiet", "--no-verify", self.remote, f"{commit}:{reference}")
+            except GitError:
+                is_there = False
+                raise
             yield lambda _: commit
         finally:
-            with trio.move_on_after(WITHDRAW_S, shield=True):
-                await self._remove(reference)
+            if is_there:
+                with trio.move_on_after(WITHDRAW_S, shield=True):
+                    await self._remove(reference)
 
     async def _commit(self) -> str:
         """A commit of the files that Nix sees of the worktree, made beside its index."""

@@ -17,7 +17,7 @@ import trio
 from messaging.errors import BadServerError, LinkError, LostError
 from messaging.link import Link, connected
 from messaging.server import Server, server_of
-from nixfleet.builder.boards import OwnBoard, SharedBoard
+from nixfleet.builder.boards import OwnBoard, SharedBoard, open_bucket
 from nixfleet.builder.desk import Desk
 from nixfleet.builder.errors import SettingsError
 from nixfleet.builder.gauges import Gauges
@@ -30,7 +30,6 @@ from nixfleet.builder.work import Works
 from nixfleet_agent import __version__, scraping
 from nixfleet_agent.service_manager import ServiceManager
 
-BUCKET_TTL_S: Final = 7 * 86_400
 PAUSES_S: Final = (1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 WATCH_S: Final = 2.0
 log = logging.getLogger(__name__)
@@ -101,6 +100,8 @@ class Service:
                 raise SettingsError(where=self.where, problems=error.problems) from error
             except LinkError as error:
                 self._lament(str(error))
+            except ExceptionGroup as group:  # several tasks met the same trouble
+                self._lament(str(link_error_of(group)))
             gauges.connected(False)
             with trio.move_on_after(PAUSES_S[min(failures, len(PAUSES_S) - 1)]):
                 await self._stop.wait()
@@ -119,7 +120,7 @@ class Service:
     async def _serve(self, link: Link, works: Works, gauges: Gauges) -> None:
         subjects = Subjects(prefix=self.settings.prefix)
         has_queue = await link.has_jetstream()
-        board = SharedBoard(await link.bucket(subjects.bucket, BUCKET_TTL_S)) if has_queue else OwnBoard()
+        board = SharedBoard(await open_bucket(link, subjects)) if has_queue else OwnBoard()
         desk = Desk(settings=self.settings, link=link, board=board, works=works, gauges=gauges)
         kind = "work queue" if has_queue else "requests"
         async with trio.open_nursery() as nursery:
@@ -177,3 +178,15 @@ class Service:
             hint = "choose another" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "is there a network?"
             problem = f"`metrics-port` {port}: cannot listen: {error.strerror}; {hint}"
             raise SettingsError(where=self.where, problems=(problem,)) from error
+
+
+def link_error_of(group: ExceptionGroup[Exception]) -> LinkError:
+    """One of several errors, when all of them are of the connection; else the group is raised again."""
+    ours, others = group.split(LinkError)
+    if ours is None or others is not None:
+        raise group
+    error: Exception = ours
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, LinkError)
+    return error

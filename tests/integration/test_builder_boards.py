@@ -1,17 +1,20 @@
 """Where builders write down how far a job is: on a real server, among others that write, when answers get lost."""
 
+import contextlib
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from messaging.errors import LinkError
 from messaging.link import connected
 from messaging.server import Server
-from nixfleet.builder.boards import REMEMBERED_MAX, OwnBoard, SharedBoard
-from nixfleet.builder.messages import Phase, Progress
+from nixfleet.builder.boards import REMEMBERED_MAX, OwnBoard, SharedBoard, open_bucket
+from nixfleet.builder.messages import Phase, Progress, Subjects
 from tests.natslab import NatsServer, nats_server, needs_nats
 
 
@@ -59,12 +62,34 @@ async def test_a_word_whose_answer_was_lost_is_known_again(server: NatsServer) -
         assert await board.write(word())
         assert server.process is not None
         server.process.send_signal(signal.SIGSTOP)
+        threads = Path(f"/proc/{server.process.pid}/task")
+        while any(" T " not in (thread / "stat").read_text() for thread in threads.iterdir()):
+            await trio.sleep(0.01)
         with pytest.raises(LinkError):
             await board.write(word(at=2))  # which the server reads when it goes on
         server.process.send_signal(signal.SIGCONT)
         assert await board.write(word(at=3))
         board.forget("j")
         assert await board.look("j") == word(at=3)
+
+
+@needs_nats
+async def test_a_bucket_that_the_server_lost_is_made_anew_and_written_to(server: NatsServer) -> None:
+    async with connected(Server(url=server.url), "test") as link:
+        board = SharedBoard(await open_bucket(link, Subjects()))
+        assert await board.look("j") is None
+        assert await board.write(word())
+        server.kill()
+        shutil.rmtree(server.directory / "jetstream")
+        server.start()
+        with trio.fail_after(60):
+            while True:
+                with contextlib.suppress(LinkError):
+                    await open_bucket(link, Subjects())
+                    assert await board.write(word(at=2))
+                    break
+                await trio.sleep(0.2)
+        assert await board.look("j") == word(at=2)
 
 
 @needs_nats

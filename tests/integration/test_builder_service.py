@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -404,6 +405,18 @@ async def test_a_server_that_is_killed_and_comes_back_loses_nothing(lab: Builder
         assert (await asking.answer(web)).phase is Phase.DONE
         assert (await asking.answer(db)).phase is Phase.DONE
         assert (lab.begun(), lab.ran("web1"), lab.ran("db1")) == (2, 1, 1)
+
+
+async def test_a_server_that_lost_its_disk_gets_a_new_queue(lab: BuilderLab) -> None:
+    lab.start()
+    lab.go("web1")
+    lab.nats.kill()
+    shutil.rmtree(lab.nats.directory / "jetstream")
+    lab.nats.start()
+    async with asker(lab.nats) as asking:
+        asked = wanted("web1", "me")
+        await asking.put(asked)
+        assert (await asking.answer(asked)).phase is Phase.DONE
 
 
 async def test_a_build_that_ends_while_the_server_is_away_is_told_when_it_is_back(lab: BuilderLab) -> None:
@@ -815,7 +828,7 @@ async def test_a_second_signal_ends_it_at_once(lab: BuilderLab) -> None:
     lab.start("one")
     async with asker(lab.nats) as asking:
         await asking.put(wanted("web1", "me"))
-        await asking.until(is_building)
+        await trio.to_thread.run_sync(lab.until, lambda: lab.ran("web1") == 1)
         [nix] = [number for number, name in lab.processes() if name == b"nix"]
         os.kill(nix, signal.SIGSTOP)
         lab.builders["one"].send_signal(signal.SIGTERM)
