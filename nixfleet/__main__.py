@@ -13,6 +13,7 @@ from evidence.canonical import is_text
 from evidence.errors import EvidenceError
 from nixfleet.cli import PROGRAM, cli
 from nixfleet.errors import NotTextError, StoppedError
+from nixfleet.terminal import harmless
 
 INTERRUPTED = 130
 """What a shell reports for a program that SIGINT ended: 128 + 2."""
@@ -66,7 +67,7 @@ def _one_line(error: click.ClickException) -> str:
 
 
 def _say(message: str, status: int) -> int:
-    click.echo(f"{PROGRAM}: {message}", err=True)
+    click.echo(f"{PROGRAM}: {harmless(message)}", err=True)
     return status
 
 

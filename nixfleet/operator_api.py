@@ -5,7 +5,8 @@ no honest listing reaches, and given up after `TIMEOUT_S`.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
@@ -40,8 +41,8 @@ Answer = TypeVar("Answer")
 class OperatorApi:
     """Calls to one control plane. Make it with `connected`."""
 
-    def __init__(self, client: httpx.Client, url: str) -> None:
-        self._client, self._url = client, url
+    def __init__(self, client: httpx.Client, url: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._client, self._url, self._clock = client, url, clock
 
     def health(self) -> Health:
         """Whether it lives, and which version it is."""
@@ -118,7 +119,7 @@ class OperatorApi:
     ) -> bytes:
         try:
             with self._client.stream(method, path, params=query, json=body) as answer:
-                content = _content(path, answer)
+                content = _content(path, answer, self._clock)
         except httpx.TimeoutException as error:
             raise UnreachableError(url=self._url, problem=f"no answer within {TIMEOUT_S:.0f} s") from error
         except httpx.TransportError as error:
@@ -137,7 +138,7 @@ def connected(endpoint: Endpoint) -> Iterator[OperatorApi]:
     """
     if not _is_plain_https(endpoint.url):
         raise BadUrlError(url=endpoint.url)
-    headers = {endpoints.PROTOCOL_HEADER: endpoints.PROTOCOL_VERSION}
+    headers = {endpoints.PROTOCOL_HEADER: endpoints.PROTOCOL_VERSION, "Accept-Encoding": "identity"}
     timeout = httpx.Timeout(TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
     with httpx.Client(
         base_url=endpoint.url, verify=tls_of(endpoint), headers=headers, timeout=timeout, follow_redirects=False
@@ -167,10 +168,14 @@ def rollout_id_of(text: str) -> RolloutId:
     return RolloutId(text)
 
 
-def _content(path: str, answer: httpx.Response) -> bytes:
+def _content(path: str, answer: httpx.Response, clock: Callable[[], float]) -> bytes:
     content = bytearray()
-    for chunk in answer.iter_bytes():
+    until = clock() + TIMEOUT_S
+    # As it comes: unpacked, a few bytes may be gigabytes, and no packing was asked for.
+    for chunk in answer.iter_raw():
         content += chunk
+        if clock() > until:
+            raise httpx.ReadTimeout("it comes too slowly", request=answer.request)
         if len(content) > ANSWER_LIMIT:
             raise StrangeAnswerError(path=path, problem=f"it has more than {ANSWER_LIMIT} bytes")
     return bytes(content)

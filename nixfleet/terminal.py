@@ -47,7 +47,12 @@ def print_json(document: Any) -> None:
 def note(text: str) -> None:
     """Something worth knowing that is no result: standard error, so that a pipe gets results alone."""
     label = "note:" if os.environ.get("NO_COLOR") else click.style("note:", fg="yellow")
-    click.echo(f"{label} {text}", err=True)
+    click.echo(f"{label} {harmless(text)}", err=True)
+
+
+def harmless(text: str) -> str:
+    """A text that may quote a server, a build's log or a file name, without what would steer a terminal."""
+    return "".join(each if each.isprintable() or each in "\n\t" else "\ufffd" for each in text)
 
 
 def print_line(line: Row) -> None:

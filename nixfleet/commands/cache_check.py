@@ -67,6 +67,20 @@ class CacheChecking:
         """What to tell when nothing is going to be looked for and nobody said so."""
         return (NOT_CHECKED,) if self.wanted is None and not self.caches else ()
 
+    def require(self, trust_file: Path | None) -> None:
+        """Find out before anything is built whether `look` can do without more settings.
+
+        Raises:
+            MissingSettingError, BadTrustFileError, NoCacheKeysError: as `look`.
+        """
+        if self.wanted or (self.wanted is None and self.caches):
+            self._keys(trust_file)
+
+    def _keys(self, trust_file: Path | None) -> "TrustedKeys":
+        if not self.caches:
+            raise MissingSettingError(flag="--cache", variable="NIXFLEET_CACHE", what="the cache to look in")
+        return _trusted(options.required(trust_file, "--trust-file", "the trust file, whose `cacheKeys` count,"))
+
     def look(self, closures: Mapping[HostName, Closure], trust_file: Path | None) -> "Checked | None":
         """Look for all that these hosts would need; None: it is not wanted.
 
@@ -76,9 +90,7 @@ class CacheChecking:
         """
         if self.wanted is False or (self.wanted is None and not self.caches):
             return None
-        if not self.caches:
-            raise MissingSettingError(flag="--cache", variable="NIXFLEET_CACHE", what="the cache to look in")
-        trusted = _trusted(options.required(trust_file, "--trust-file", "the trust file, whose `cacheKeys` count,"))
+        trusted = self._keys(trust_file)
         from nixfleet.release.cache_check import check_caches
 
         with _Counter() as counter:

@@ -51,6 +51,7 @@ class CacheFilling:
         from nixfleet.release.fill import fill
         from nixfleet.stoppable import run_stoppable
 
+        click.echo(f"copying to {self.cache}", err=True)
         copied = run_stoppable(functools.partial(fill, closures, self.cache, self.signing_key_file))
         if not silent:
             print_line((Cell("copied", GOOD), f"{copied} closures to {self.cache}"))

@@ -79,7 +79,8 @@ def mint_token(
         click.echo(text, nl=False)
         return
     create_file(out, text.encode(), PRIVATE)
-    note(f"{out}: the token for {hostname}; {listed} nonces are allowed now")
+    count = "1 nonce is" if listed == 1 else f"{listed} nonces are"
+    note(f"{out}: the token for {hostname}; {count} allowed now")
 
 
 def _require_place(out: Path) -> None:

@@ -149,7 +149,7 @@ releases_dir = click.option(
     default=Path("releases"),
     envvar="NIXFLEET_RELEASES_DIR",
     show_envvar=True,
-    help="Where signed files are published.",
+    help="The directory where signed files are published, without --to.",
 )
 
 

@@ -23,6 +23,7 @@ from nixfleet.commands.release_shown import (
     published_document,
     show_plan,
     show_published,
+    show_unsigned,
 )
 from nixfleet.news import Audience, tell_now
 from nixfleet.release.commit import head_of
@@ -110,6 +111,10 @@ def release(
     listed at once. Files appear complete: manifests before the fleet that names them. `--example` shows a description.
 
     A signature must be renewed before the channel's freshness window closes: run `release --refresh` from a timer.
+
+    Exit status: 0 published, or shown; 1 a host does not build, a cache lacks what hosts need, something is
+    quarantined, or the flake, the key or the place to publish to would not; 2 asked, described or configured wrongly;
+    3 nix cannot be run, or cannot copy.
     """
     if refresh:
         if description is not None or flake is not None or dry_run:
@@ -118,6 +123,11 @@ def release(
         return
     if if_due:
         raise click.UsageError("--if-due is about --refresh: a release is made when it is asked for")
+    signer = functools.cache(functools.partial(signing.ci_signer, ci_key, trust_file))
+    if flake is not None and description is None:
+        # What is missing or not trusted is better known before hours of building than after.
+        cache_checking.require(trust_file)
+        _ = None if dry_run else signer()
     building = _Building(build=build, builders=builders, jobs=jobs, build_timeout=build_timeout)
     now = wall_now()
     wanted = _wanted(description, flake, closures, building)
@@ -135,13 +145,14 @@ def release(
         show_checked(checked)
     published = None
     if not dry_run:
-        signer = signing.ci_signer(ci_key, trust_file)
-        published = publish_release(wanted.description, signer, target, plan.commit, now, pruning)
+        published = publish_release(wanted.description, signer(), target, plan.commit, now, pruning)
     if as_json:
         document = plan_document(plan, notices, packages, published)
         print_json({**document, "cacheCheck": checked_document(checked)})
     elif published is not None:
         show_published(published, target.where)
+    else:
+        show_unsigned(plan, target.where)
     if published is not None:
         _tell(audience, target, published)
 

@@ -55,12 +55,19 @@ def show_published(published: Published, where: str) -> None:
     print_line((Cell("published", GOOD), f"{what}, signed {format_rfc3339(published.signed_at)}"))
 
 
+def show_unsigned(plan: Plan, where: str) -> None:
+    """What a dry run left undone."""
+    for manifest, _ in plan.resolved.manifests:
+        print_line((Cell("would sign", QUIET), manifest.rollout_id))
+    print_line((Cell("dry run:", QUIET), f"nothing was written to {where}"))
+
+
 def not_due(where: str, due: WallMs, as_json: bool) -> None:
     """That nothing was signed, because the signatures are good for a while yet."""
     if as_json:
         print_json({"dueAt": format_rfc3339(due)})
     else:
-        print_line((Cell("not due", GOOD), f"{where}: not due until {format_rfc3339(due)}"))
+        print_line((Cell("not due", GOOD), f"until {format_rfc3339(due)}: {where}"))
 
 
 def plan_document(plan: Plan, notices: Sequence[str], packages: Packages, published: Published | None) -> Any:

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from nixfleet.commands import options
 from nixfleet.release.pruning import KEEP_DAYS, Pruning
 from nixfleet.release.target import Target
-from nixfleet.release.targets.choice import Access, open_target
+from nixfleet.release.targets.choice import Access, open_target, own_directory
+from nixfleet.release.targets.directory import DirectoryTarget
+from nixfleet.terminal import note
 
 _PLACE = (
     click.option(
@@ -71,9 +74,24 @@ def to_target(command: Callable[..., None]) -> Callable[..., None]:
         releases_dir: Path,
         **kwargs: Any,
     ) -> None:
-        command(*args, target=_opened(to, to_token_file, to_credentials_file, releases_dir), **kwargs)
+        place = (None, None, None) if _is_overruled(to) else (to, to_token_file, to_credentials_file)
+        command(*args, target=_opened(*place, releases_dir), **kwargs)
 
     return _with(with_target, *_PLACE)
+
+
+def _is_overruled(to: str | None) -> bool:
+    """Whether the command line names a directory, and the environment or the configuration file another place.
+
+    Raises:
+        click.UsageError: the command line names both.
+    """
+    source = click.get_current_context().get_parameter_source
+    if to is None or source("releases_dir") is not ParameterSource.COMMANDLINE:
+        return False
+    if source("to") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--to and --releases-dir name two places: give one of them")
+    return True
 
 
 def pruned(command: Callable[..., None]) -> Callable[..., None]:
@@ -98,4 +116,11 @@ def _opened(to: str | None, token: Path | None, credentials: Path | None, releas
     if to is None and (token is not None or credentials is not None):
         raise click.UsageError("--to-token-file and --to-credentials-file are for a target that --to names")
     access = Access(token_file=token, credentials_file=credentials)
-    return open_target(str(releases_dir) if to is None else to, access)
+    address = str(releases_dir) if to is None else to
+    target = open_target(address, access)
+    # A directory is this machine's, and what somebody restores there is theirs to restore.
+    if isinstance(target, DirectoryTarget):
+        return target
+    from nixfleet.release.targets.remembered import remembered
+
+    return remembered(target, address, own_directory(access.environment), note)

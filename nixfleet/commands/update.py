@@ -211,9 +211,9 @@ def _show_release(outcome: Outcome) -> None:
     if released is None:
         return
     if released.why is not None:
-        print_line((Cell("not released", BAD), released.why.removeprefix("not released: ")))
+        print_line((Cell("not released:", BAD), released.why.removeprefix("not released: ")))
     else:
-        already = "released already, signed anew" if released.unchanged else "released"
+        already = "released already, signed anew:" if released.unchanged else "released"
         print_line((Cell(already, GOOD), " ".join(released.rollouts)))
 
 
@@ -221,8 +221,8 @@ _WORDS = {
     Kind.UNCHANGED: "nothing to update: no input has moved",
     Kind.MERGED: "merged into",
     Kind.PUSHED: "pushed as",
-    Kind.PREPARED: "everything builds; not pushed",
-    Kind.BROKEN: "not merged: something does not build",
+    Kind.PREPARED: "everything builds; not pushed:",
+    Kind.BROKEN: "not merged, something does not build:",
     Kind.STOPPED: "stopped",
 }
 

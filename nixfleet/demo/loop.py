@@ -4,6 +4,7 @@ Real git, real Nix, a signed cache over HTTP, a control plane and three agents. 
 repository, the forge, the updater's answer or on the hosts before it is made.
 """
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import attrs
 
 from nixfleet.demo import forge as forges
+from nixfleet.demo.builders import Builders, have_nats, start
 from nixfleet.demo.foundry import NixFoundry, install
 from nixfleet.demo.processes import run_command
 from nixfleet.demo.repository import Repositories, environment_of
@@ -29,6 +31,8 @@ class Loop:
     world: World
     forge: forges.Forge
     repositories: Repositories
+    builders: Builders | None
+    """None: no NATS server is installed, and hosts are built where they are asked for."""
     instances: Path
 
     @property
@@ -56,46 +60,66 @@ def play_loop(stage: Stage, place: Path) -> None:
     """All acts, and the processes stopped at the end, however it ends."""
     place.mkdir(parents=True, exist_ok=True)
     world = prepared(stage, place, use_nix=True, title="nixfleet: from flake.lock to the fleet, on this machine")
-    try:
-        with forges.serving() as forge:
-            loop = _begin(world, forge)
-            for act in (_merged, _broken, _sick, _mended):
-                act(loop)
-    finally:
-        world.close()
+    with contextlib.ExitStack() as running:
+        running.callback(world.close)
+        forge = running.enter_context(forges.serving())
+        loop = _prepared(world, forge)
+        if loop.builders is not None:
+            running.callback(loop.builders.close)
+        for act in (_begin, _merged, _broken, _sick, _mended):
+            act(loop)
     stage.end()
+
+
+def _prepared(world: World, forge: forges.Forge) -> Loop:
+    place, foundry = world.place, world.foundry
+    assert isinstance(foundry, NixFoundry)
+    environment = environment_of(foundry.builds(), foundry.root / "home")
+    repositories = Repositories(root=place / "git", environment=environment)
+    repositories.begin(describe(world.hosts, closure=None), "1.0")
+    builders, key = None, world.keys / "cache.sec"
+    if have_nats():
+        builders = start(place / "builder", repositories.root / "fleet.git", foundry.copy_to, key, environment)
+    where = "here: no nats-server is installed" if builders is None else "by a builder that is asked over NATS"
+    world.stage.line(f"hosts are built {where}")
+    return Loop(world=world, forge=forge, repositories=repositories, builders=builders, instances=place / "update.toml")
 
 
 # --- act 1 ----------------------------------------------------------------------------------------------------------
 
 
-def _begin(world: World, forge: forges.Forge) -> Loop:
-    stage, place = world.stage, world.place
-    assert isinstance(world.foundry, NixFoundry)
+def _begin(loop: Loop) -> None:
+    stage, world = loop.stage, loop.world
     stage.act("A flake describes three hosts; its first release is built, signed and taken")
-    repositories = Repositories(
-        root=place / "git", environment=environment_of(world.foundry.builds(), world.foundry.root / "home")
-    )
-    repositories.begin(describe(world.hosts, closure=None), "1.0")
-    loop = Loop(world=world, forge=forge, repositories=repositories, instances=place / "update.toml")
-    words = ["--ci-key", str(world.keys / "ci-release.pem"), "--releases-dir", str(world.releases)]
-    words += ["--trust-file", str(world.trust), "--copy-to", world.foundry.copy_to]
-    words += ["--cache-key-file", str(world.keys / "cache.sec")]
-    stage.command("nixfleet release --flake . --copy-to file://cache --cache-key-file cache.sec")
+    words = _release_words(loop)
+    stage.command("nixfleet release --flake . --cache http://cache")
     done = run_command(
-        ["nixfleet", "release", "--flake", str(repositories.fleet), "--json", *words],
-        environment=repositories.environment,
+        ["nixfleet", "release", "--flake", str(loop.repositories.fleet), "--json", *words],
+        environment=loop.repositories.environment,
     )
     if done.returncode != 0:
         raise DemoFailedError(f"nixfleet release failed: {done.stderr}")
     first = {change["host"]: Closure(change["new"]) for change in json.loads(done.stdout)["changes"]}
-    stage.claim(len(set(first.values())) == len(NAMES), "every host has a system of its own, signed and in the cache")
+    stage.claim(len(set(first.values())) == len(NAMES), "every host has a system of its own")
+    checked = json.loads(done.stdout)["cacheCheck"]
+    stage.claim(checked is not None, "and all that it needs is in the cache, signed by a key that hosts trust")
+    if loop.builders is not None:
+        stage.claim(loop.builders.log.count('"done"') >= len(NAMES), "the builder made all three", loop.builders.log)
     for name, host in world.hosts.items():
         install(world.foundry, host.directory, first[name])
     enrol(world)
     stage.claim(loop.running() == first, "three agents enrolled and converged on it")
     _write_instance(loop, words)
-    return loop
+
+
+def _release_words(loop: Loop) -> list[str]:
+    world = loop.world
+    assert isinstance(world.foundry, NixFoundry)
+    words = ["--ci-key", str(world.keys / "ci-release.pem"), "--releases-dir", str(world.releases)]
+    words += ["--trust-file", str(world.trust), "--cache", world.foundry.cache_url]
+    if loop.builders is not None:
+        return [*words, "--builder", "nats", "--nats-url", loop.builders.url, "--repo", "fleet"]
+    return [*words, "--copy-to", world.foundry.copy_to, "--cache-key-file", str(world.keys / "cache.sec")]
 
 
 def _write_instance(loop: Loop, release: list[str]) -> None:
@@ -109,8 +133,14 @@ def _write_instance(loop: Loop, release: list[str]) -> None:
         "--client-key": world.keys / "operator-key.pem",
     }
     args = [*release, *(str(word) for pair in control_plane.items() for word in pair)]
+    builders = loop.builders
+    asked = (
+        ""
+        if builders is None
+        else f'builder = "nats"\n[{INSTANCE}.nats]\nurl = "{builders.url}"\nrepository = "fleet"\n'
+    )
     loop.instances.write_text(
-        f"[{INSTANCE}]\nrepo-path = {json.dumps(str(loop.repositories.fleet))}\nauto-merge = true\n"
+        f"[{INSTANCE}]\nrepo-path = {json.dumps(str(loop.repositories.fleet))}\nauto-merge = true\n{asked}"
         f"[{INSTANCE}.release]\nargs = {json.dumps(args)}\n"
         f'[{INSTANCE}.forge]\nkind = "gitea"\nurl = "{loop.forge.url}/api/v1"\nrepository = "us/fleet"\n'
         f"token-file = {json.dumps(str(token))}\n"

@@ -5,7 +5,7 @@ from pathlib import Path
 import attrs
 
 from evidence.errors import EvidenceError
-from evidence.trust import TrustRoots, load_trust
+from evidence.trust import TrustFileError, TrustRoots, load_trust
 from nixfleet.errors import ConfigurationError
 
 
@@ -28,5 +28,7 @@ def read_roots(path: Path) -> TrustRoots:
     """
     try:
         return load_trust(path)
+    except TrustFileError as error:
+        raise BadTrustFileError(path=path, problem=f"the trust file cannot be used ({error.problem})") from error
     except EvidenceError as error:
         raise BadTrustFileError(path=path, problem=error.detail) from error

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import attrs
 
-from evidence.artifacts import SCHEMA_VERSION, Verified, verify_nonces, verify_revocations
+from evidence.artifacts import SCHEMA_VERSION, ArtifactError, Verified, verify_nonces, verify_revocations
 from evidence.canonical import canonicalize
 from evidence.documents import encode, is_host_name
 from evidence.signature import Algorithm
@@ -20,6 +20,7 @@ from evidence.tokens import NONCE_SIZE, TOKEN_VERSION, TokenClaims, nonce_entry
 from evidence.trust import KeySlot
 from nixfleet.errors import ConfigurationError, StoppedError
 from nixfleet.release.publish import ClockBehindError, header, sign_file, slot_of
+from nixfleet.release.published import UnprovenError
 from nixfleet.release.sign import Signer
 from nixfleet.release.staging import NONCES, REVOCATIONS, SIGNATURE
 from nixfleet.release.target import Target, settled, target_of
@@ -106,7 +107,7 @@ def allow_nonce(place: Place, entry: BootstrapNonce, ci_key: Signer, now: WallMs
     """Put a nonce on the signed allow-list, drop the expired ones, sign and publish it. Returns how many are on it.
 
     Raises:
-        EvidenceError: the list that is there does not verify under `trusted` (default: the CI key itself).
+        UnprovenError: the list that is there does not verify under `trusted` (default: the CI key itself).
         ClockBehindError, BusyError, ConflictError, MovedError, TargetError: as the names say.
     """
 
@@ -122,7 +123,7 @@ def revoke(place: Place, revocation: Revocation, ci_key: Signer, now: WallMs, tr
 
     Raises:
         HostNameError: the host's name is none.
-        EvidenceError, ClockBehindError, TargetError and the others: as `allow_nonce`.
+        UnprovenError, ClockBehindError, TargetError and the others: as `allow_nonce`.
     """
     if not is_host_name(revocation.hostname):
         raise HostNameError(found=revocation.hostname)
@@ -179,4 +180,7 @@ def _read(
     signature = target.read(name + SIGNATURE)
     if signature is None:
         raise UnsignedListError(where=target.where, name=name)
-    return verify(content, signature, slot, now)
+    try:
+        return verify(content, signature, slot, now)
+    except ArtifactError as error:
+        raise UnprovenError(where=target.where, name=name, problem=str(error)) from error

@@ -25,6 +25,9 @@ AT_ONCE: Final = 32
 PATHS_MAX: Final = 500_000
 """A fleet's closures have thousands; a cache that describes one path after another has no end."""
 
+REFERENCES_MAX: Final = 20_000_000
+"""Of all descriptions together. Paths know some dozen others; one cache may say of each that it knows all."""
+
 SHOWN: Final = 10
 
 
@@ -83,7 +86,10 @@ class TooManyPathsError(StoppedError):
     """The descriptions lead on and on."""
 
     def __str__(self) -> str:
-        return f"the hosts' closures have more than {PATHS_MAX} paths by what the caches say: no fleet is that large"
+        return (
+            f"the hosts' closures have more than {PATHS_MAX} paths by what the caches say, or each of them knows "
+            "thousands of others: no fleet is that large"
+        )
 
 
 @attrs.frozen(kw_only=True)
@@ -115,6 +121,7 @@ def check_caches(
     store_dir: str = "/nix/store",
     credentials: Credentials | None = None,
     progress: Progress = lambda done, known: None,
+    references_max: int = REFERENCES_MAX,
 ) -> Checked:
     """Look for all that these hosts would need, at the addresses in their order.
 
@@ -126,7 +133,7 @@ def check_caches(
 
     async def look() -> Checked:
         async with opened(urls, credentials or {}, store_dir) as caches:
-            walk = _Walk(caches, trusted, store_dir, frozenset(closures.values()), progress)
+            walk = _Walk(caches, trusted, store_dir, frozenset(closures.values()), progress, references_max)
             await walk.all()
         return _judged(closures, walk.seen, caches)
 
@@ -167,11 +174,13 @@ class _Walk:
         store_dir: str,
         tops: frozenset[Closure],
         progress: Progress,
+        references_max: int,
     ) -> None:
         self.seen: dict[Closure, _Seen] = {}
         self._caches, self._trusted, self._store_dir, self._tops = caches, trusted, store_dir, tops
         self._progress = progress
-        self._asked: set[Closure] = set()
+        self._asked: dict[Closure, Closure] = {}
+        self._references_left = references_max
         self._send, self._receive = trio.open_memory_channel[Closure](math.inf)
         self._failure: StoppedError | None = None
 
@@ -182,6 +191,7 @@ class _Walk:
             CacheError, TooManyPathsError: it cannot be finished.
         """
         self._ask(sorted(self._tops))
+        self._end_if_done()
         async with trio.open_nursery() as nursery:
             for _ in range(AT_ONCE):
                 nursery.start_soon(self._work, nursery.cancel_scope)
@@ -191,8 +201,12 @@ class _Walk:
     async def _work(self, everybody: trio.CancelScope) -> None:
         async for path in self._receive:
             try:
-                self.seen[path] = await self._look(path)
-                self._ask(self.seen[path].references)
+                found = await self._look(path)
+                self._ask(found.references)
+                # Each name is kept in memory once, however many know it.
+                known = tuple(map(self._asked.__getitem__, found.references))
+                self.seen[path] = attrs.evolve(found, references=known)
+                self._end_if_done()
             except StoppedError as error:
                 self._failure = error
                 everybody.cancel()
@@ -202,10 +216,13 @@ class _Walk:
     def _ask(self, paths: Sequence[Closure]) -> None:
         for path in paths:
             if path not in self._asked:
-                self._asked.add(path)
+                self._asked[path] = path
                 self._send.send_nowait(path)
-        if len(self._asked) > PATHS_MAX:
+        self._references_left -= len(paths)
+        if len(self._asked) > PATHS_MAX or self._references_left < 0:
             raise TooManyPathsError
+
+    def _end_if_done(self) -> None:
         if len(self.seen) == len(self._asked):
             self._send.close()
 

@@ -22,7 +22,7 @@ def due_at(target: Target, slot: KeySlot, now_ms: WallMs) -> WallMs:
     in it could put off every signature to come.
 
     Raises:
-        EvidenceError: it does not verify.
+        UnprovenError: it does not verify.
         NothingPublishedError: there is nothing.
         BusyError, TargetError: as the names say.
     """

@@ -29,6 +29,7 @@ EVALUATE_S: Final = 1800.0
 
 _WARNING: Final = re.compile(r"^(?:trace: )?evaluation warning: (.+)$", re.MULTILINE)
 _COMPLAINT: Final = re.compile(r"^ *error: ", re.MULTILINE)
+_GIT: Final = re.compile(r"^fatal: (.+)$", re.MULTILINE)
 _PLACE: Final = re.compile(r"\s*\n\s*(?:at (?P<place>.+:\d+:\d+):|…|\(use '--show-trace')")
 _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 _WHOLE_REVISION: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -213,7 +214,7 @@ async def lock(reference: Reference) -> LockedFlake:
     words = ("flake", "metadata", "--json", "--no-write-lock-file", reference.flake)
     done = await nix(*words, within_s=LOCK_S)
     if not done.ok:
-        raise refusal(f"reading the flake {reference.flake}", done)
+        raise refusal(f"reading the flake {reference.flake}", done, _about_directory(reference.flake))
     said = json.loads(done.stdout)
     locked = said["locked"]
     revision = locked.get("rev")
@@ -229,6 +230,12 @@ async def lock(reference: Reference) -> LockedFlake:
     )
 
 
+def _about_directory(flake: str) -> str:
+    # What has no dot or slash in front is looked up in Nix's registry.
+    bare = flake[:1] not in (".", "/", "~") and ":" not in flake
+    return f"; for the directory write ./{flake}" if bare and Path(flake).is_dir() else ""
+
+
 def _has_lock_file(said: Mapping[str, Any], directory: Path) -> bool:
     # A flake without inputs needs none; a copy that is not there (a newer Nix makes it late) cannot be asked.
     return len(said["locks"]["nodes"]) == 1 or not directory.is_dir() or (directory / "flake.lock").exists()
@@ -238,9 +245,13 @@ def refusal(what: str, done: Completed, advice: str = "") -> NixRefusedError:
     """What Nix complained about in the end. Newer ones tell the way there first, older ones after it."""
     if done.timed_out:
         return NixRefusedError(what=what, complaint="no answer in time")
-    *_, last = _COMPLAINT.split(_plain(done.stderr))
+    said = _plain(done.stderr)
+    *_, last = _COMPLAINT.split(said)
     message, *_ = _PLACE.split(last)
     place = _PLACE.search(last)
+    # Nix says only that git failed; why, git has said itself.
+    if "program 'git' failed" in message and (why := _GIT.findall(said)):
+        message = f"git: {why[-1]}"
     return NixRefusedError(
         what=what,
         complaint=(message.replace("\n       ", "\n").strip() or "nix failed and said nothing") + advice,

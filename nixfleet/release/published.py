@@ -6,7 +6,7 @@ from typing import cast
 
 import attrs
 
-from evidence.artifacts import Verified, verify
+from evidence.artifacts import ArtifactError, Verified, verify
 from evidence.canonical import CanonicalError, parse
 from evidence.documents import ShapeError, decode
 from evidence.trust import KeySlot
@@ -44,6 +44,22 @@ class DamagedError(StoppedError):
 
 
 @attrs.frozen(kw_only=True)
+class UnprovenError(StoppedError):
+    """What is out was signed by nobody who is trusted here, so it is neither signed again nor added to."""
+
+    where: str
+    name: str
+    problem: str
+
+    def __str__(self) -> str:
+        anew = ", or release anew" if self.name == FLEET or self.name.startswith(ROLLOUTS) else ""
+        return (
+            f"the published {self.where}/{self.name} does not verify: {self.problem}; give a --trust-file that names "
+            f"the key it was signed with{anew}"
+        )
+
+
+@attrs.frozen(kw_only=True)
 class Signed:
     """The one member that every artifact has."""
 
@@ -76,13 +92,16 @@ def proven(target: Target, name: str, slot: KeySlot, now_ms: WallMs) -> Verified
     """A published artifact, verified.
 
     Raises:
-        EvidenceError: it does not verify.
+        UnprovenError: it does not verify.
         NothingPublishedError: there is none, or no signature.
     """
     content, signature = target.read(name), target.read(name + SIGNATURE)
     if content is None or signature is None:
         raise NothingPublishedError(where=target.where)
-    return verify(content, signature, slot, now_ms)
+    try:
+        return verify(content, signature, slot, now_ms)
+    except ArtifactError as error:
+        raise UnprovenError(where=target.where, name=name, problem=str(error)) from error
 
 
 def anchored(
@@ -92,7 +111,10 @@ def anchored(
     for name in sorted({*target.names(), *_named_by(cast(JsonObject, fleet.value))}):
         document = published_document(target, name)
         if document is not None and document.get("fleetResolvedHash") == fleet.digest:
-            yield name, cast(JsonObject, proven(target, name, slot, now_ms).value)
+            document = cast(JsonObject, proven(target, name, slot, now_ms).value)
+            # Once more, of what was proved: a place that changes meanwhile hands out two files under one name.
+            if document.get("fleetResolvedHash") == fleet.digest:
+                yield name, document
 
 
 def rollout_of(name: str) -> RolloutId:

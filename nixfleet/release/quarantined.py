@@ -14,6 +14,8 @@ from state_machine.intent import Fleet
 from state_machine.values import Closure, HostName
 
 SHOWN: Final = 10
+LONGEST: Final = 255
+"""Letters of what the control plane says, which it is not trusted to keep short."""
 
 
 @attrs.frozen(kw_only=True)
@@ -57,8 +59,8 @@ def quarantined_in(fleet: Fleet, quarantine: Iterable[Mapping[str, Any]]) -> tup
             rollout=f"{host.channel}@{fleet.meta.ci_commit or ''}",
             host=name,
             closure=host.closure_hash,
-            by=str(row.get("hostname", "somebody")),
-            since=str(row.get("since", "an unknown day")),
+            by=str(row.get("hostname", "somebody"))[:LONGEST],
+            since=str(row.get("since", "an unknown day"))[:LONGEST],
         )
         for name, host in sorted(fleet.hosts.items())
         if host.closure_hash is not None and (row := rows.get((host.channel, host.closure_hash))) is not None

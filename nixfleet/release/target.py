@@ -15,7 +15,8 @@ from typing import Final, Protocol, TypeVar
 import attrs
 
 from nixfleet.errors import ConfigurationError, StoppedError
-from nixfleet.release.staging import FLEET, SIGNATURE
+from nixfleet.release.staging import FLEET, ROLLOUTS, SIGNATURE
+from state_machine.values import is_rollout_id
 
 ATTEMPTS: Final = 4
 """How often a publication is made: once, and three times on top of what somebody else put there meanwhile."""
@@ -156,6 +157,13 @@ def in_order(names: Sequence[str]) -> list[str]:
 
 def _plain(name: str) -> str:
     return name.removesuffix(SIGNATURE)
+
+
+def is_manifest(name: object) -> bool:
+    """A name that a rollout manifest may have; whatever else lies beside them is not ours."""
+    if not isinstance(name, str) or not name.endswith(".json") or not name.startswith(f"{ROLLOUTS}/"):
+        return False
+    return is_rollout_id(name.removeprefix(f"{ROLLOUTS}/").removesuffix(".json"))
 
 
 def target_of(place: Target | Path) -> Target:

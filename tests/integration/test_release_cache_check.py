@@ -23,7 +23,7 @@ import pytest
 from nixfleet.__main__ import run
 from nixfleet.keys.keyset import trust_bytes
 from nixfleet.release.cache_address import CacheUrlError, NetrcError, read_netrc
-from nixfleet.release.cache_check import Checked, Fault, Flaw, NotInCacheError, check_caches
+from nixfleet.release.cache_check import Checked, Fault, Flaw, NotInCacheError, TooManyPathsError, check_caches
 from nixfleet.release.caches import CacheError
 from nixfleet.release.narinfo import LIMIT, base32, parse_narinfo
 from nixfleet_agent.activation.cache_keys import CacheKey, TrustedKeys
@@ -489,3 +489,14 @@ def test_keys_that_hosts_trust_are_in_the_trust_file(fleet: Fleet, capfd: pytest
         assert fleet.release("--cache", fleet.publisher.url) == (1 if what == "untrusted" else 2)
         assert what in capfd.readouterr().err
     assert not fleet.is_published
+
+
+def test_a_cache_in_which_everything_knows_everything_is_given_up(tmp_path: Path) -> None:
+    """No more paths than a fleet may have, and yet more of what they know of each other than there is memory."""
+    names = [f"p{number}" for number in range(30)]
+    for name in names:
+        put(tmp_path / "cache", name, *names)
+    hosts, urls = {WEB1: path("p0")}, [f"file://{tmp_path}/cache"]
+    assert check_caches(hosts, urls, BOTH, references_max=901).paths == 30
+    with pytest.raises(TooManyPathsError):
+        check_caches(hosts, urls, BOTH, references_max=900)

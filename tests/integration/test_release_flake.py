@@ -268,6 +268,31 @@ def test_a_wrong_fleet_is_answered_by_its_mistake_and_where_it_was_found(
     assert "of ." in ran.err or "evaluating .#fleet" in ran.err
 
 
+def test_a_directory_that_nix_would_look_up_in_its_registry_is_told_how_to_write(lab: UpdateLab) -> None:
+    words = ("release", "--flake", "fleet", "--dry-run")
+    ran = lab.run(sys.executable, "-m", "nixfleet", *words, where=lab.root)
+    assert ran.status == 1
+    assert "for the directory write ./fleet" in ran.err
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ((), "the CI release key is not set: give --ci-key"),
+        (("--ci-key", "lost.pem"), "cannot read the CI release key lost.pem"),
+        (("--ci-key", "../keys/org-root.pem", "--trust-file", "../keys/trust.json"), "hosts would refuse what"),
+        (("--ci-key", "../keys/ci-release.pem", "--cache", "https://cache.example.org"), "give --trust-file"),
+    ],
+)  # fmt: skip
+def test_a_key_that_is_missing_or_not_trusted_is_told_before_anything_is_built(
+    lab: UpdateLab, words: tuple[str, ...], said: str
+) -> None:
+    ran = lab.nixfleet("release", "--flake", ".", *words)
+    assert (ran.status, ran.out) == (2, "")
+    assert said in ran.err
+    assert "evaluating" not in ran.err
+
+
 def test_every_problem_of_a_fleet_is_told_in_one_go(lab: UpdateLab) -> None:
     lab.describe(f'{{ {CHANNEL} hosts.web1.channel = "stabel"; hosts.web1.system = "x"; }}')
     said = released(lab).err

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Final
 
@@ -456,6 +457,26 @@ def test_a_token_is_sent_and_needed(desk: Desk) -> None:
         assert ran.status == 0, ran.err
         assert TOKEN not in ran.out + ran.err + said
         assert server.names() == names("abcd")
+
+
+def test_of_an_answer_that_is_a_page_for_a_browser_only_the_status_is_told(desk: Desk) -> None:
+    files = ThreadingHTTPServer(("127.0.0.1", 0), _Files)
+    thread = threading.Thread(target=files.serve_forever, daemon=True)
+    thread.start()
+    try:
+        said = told(desk.release(f"http://127.0.0.1:{files.server_port}/releases", "abcd"))
+    finally:
+        files.shutdown()
+        files.server_close()
+        thread.join()
+    assert "was answered with 501; the server must allow PUT there" in said
+
+
+class _Files(SimpleHTTPRequestHandler):
+    """A server that only gives files away."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nobody reads it."""
 
 
 def test_it_is_signed_again_only_when_it_is_due(server: PutServer, desk: Desk) -> None:

@@ -176,8 +176,28 @@ def test_a_description_with_many_mistakes_is_listed_line_by_line(home: Path, cap
 def test_a_dry_run_needs_no_key_and_writes_nothing(home: Path, capfd: Captured) -> None:
     (home / "fleet.json").write_text(json.dumps(document()))
     assert run(["release", str(home / "fleet.json"), "--releases-dir", str(home / "out"), "--dry-run"]) == 0
-    assert capfd.readouterr().out.splitlines()[1].split()[:4] == ["db1", "new", "stable", "2"]
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[1].split()[:4] == ["db1", "new", "stable", "2"]
+    assert lines[-2].startswith("would sign stable@")
+    assert lines[-1] == f"dry run: nothing was written to {home / 'out'}"
     assert not (home / "out").exists()
+
+
+def test_a_directory_that_is_named_by_flag_beats_a_place_in_the_environment(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capfd: Captured
+) -> None:
+    (home / "fleet.json").write_text(json.dumps(document()))
+    monkeypatch.setenv("NIXFLEET_TO", str(home / "elsewhere"))
+    words = ["release", str(home / "fleet.json"), "--dry-run"]
+    assert run(words) == 0
+    assert capfd.readouterr().out.endswith(f"nothing was written to {home / 'elsewhere'}\n")
+    assert run([*words, "--releases-dir", str(home / "out")]) == 0
+    assert capfd.readouterr().out.endswith(f"nothing was written to {home / 'out'}\n")
+
+
+def test_two_places_to_publish_to_are_refused(home: Path, capfd: Captured) -> None:
+    assert run(["release", "--refresh", "--to", str(home / "a"), "--releases-dir", str(home / "b")]) == 2
+    assert "--to and --releases-dir name two places: give one of them" in capfd.readouterr().err
 
 
 def test_an_example_is_printed_for_whoever_begins(home: Path, capfd: Captured) -> None:

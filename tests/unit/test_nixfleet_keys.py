@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from nacl.signing import SigningKey, VerifyKey
 
-from evidence.artifacts import BadSignatureError, verify_nonces, verify_revocations
+from evidence.artifacts import verify_nonces, verify_revocations
 from evidence.canonical import canonicalize
 from evidence.signature import Algorithm
 from evidence.tokens import TokenKeyError, check_request, check_token, parse_token
@@ -27,6 +27,7 @@ from nixfleet.keys import keyset, rotate, tokens
 from nixfleet.keys.hints import about_host
 from nixfleet.release.description import Description
 from nixfleet.release.publish import ClockBehindError, publish_release
+from nixfleet.release.published import UnprovenError
 from nixfleet.release.resolve import resolve
 from nixfleet.release.sign import KeyFileSigner, SigningKeyError, load_signer
 from nixfleet.release.staging import NONCES, REVOCATIONS
@@ -291,6 +292,14 @@ def test_a_minted_token_enrols_its_host_with_its_key_and_no_other(tmp_path: Path
     assert token.claims.expires_at - token.claims.issued_at == 24 * 3_600_000
 
 
+def test_how_many_may_enrol_now_is_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    said = []
+    for name, count in (("node1", "1 nonce is allowed now"), ("node2", "2 nonces are allowed now")):
+        assert mint_for(name, tmp_path, "--out", str(tmp_path / name)) == 0
+        said.append(count in capfd.readouterr().err)
+    assert said == [True, True]
+
+
 def test_a_token_is_signed_over_its_canonical_claims(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert mint_for("node1", tmp_path, "--validity", "15m") == 0
     token = json.loads(capfd.readouterr().out)
@@ -346,7 +355,7 @@ def test_a_list_that_somebody_else_signed_is_not_added_to(tmp_path: Path) -> Non
     entry = tokens.mint("a", "x", OTHER_KEY, NOW, 3_600_000, None).entry
     tokens.allow_nonce(path, entry, OTHER_KEY, NOW, None)
     before = path.read_bytes()
-    with pytest.raises(BadSignatureError):
+    with pytest.raises(UnprovenError):
         tokens.allow_nonce(path, entry, CI_KEY, NOW, None)
     assert path.read_bytes() == before
     assert tokens.allow_nonce(path, entry, CI_KEY, NOW, slot(CI_KEY, OTHER_KEY)) == 2

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from nacl.signing import VerifyKey
 
-from evidence.artifacts import BadSignatureError, verify_fleet, verify_manifest, verify_revocations
+from evidence.artifacts import verify_fleet, verify_manifest, verify_revocations
 from evidence.errors import EvidenceError
 from nixfleet.keys.tokens import revoke
 from nixfleet.release.plan import plan_release
@@ -22,7 +22,7 @@ from nixfleet.release.publish import (
     refresh_release,
     sign_file,
 )
-from nixfleet.release.published import DamagedError, NothingPublishedError
+from nixfleet.release.published import DamagedError, NothingPublishedError, UnprovenError
 from nixfleet.release.sign import KeyFileSigner
 from nixfleet.release.staging import REVOCATIONS, BusyError, finish_interrupted, locked, publish_files
 from state_machine.intent import Revocation
@@ -162,7 +162,7 @@ def test_refreshing_leaves_earlier_rollouts_as_they_were(tmp_path: Path) -> None
 def test_refreshing_what_somebody_else_signed_is_refused(tmp_path: Path) -> None:
     publish(tmp_path, signer=OTHER_KEY)
     before = pair(tmp_path, FLEET)
-    with pytest.raises(BadSignatureError):
+    with pytest.raises(UnprovenError, match=f"{FLEET} does not verify: .* give a --trust-file .*, or release anew"):
         refresh_release(CI_KEY, tmp_path, later(1))
     assert pair(tmp_path, FLEET) == before
 
@@ -171,7 +171,7 @@ def test_refreshing_a_manifest_that_was_tampered_with_is_refused(tmp_path: Path)
     publish(tmp_path)
     content = (tmp_path / STABLE).read_bytes()
     (tmp_path / STABLE).write_bytes(content.replace(b"nixos-system-node1", b"nixos-system-evil1"))
-    with pytest.raises(BadSignatureError):
+    with pytest.raises(UnprovenError):
         refresh_release(CI_KEY, tmp_path, later(1))
 
 

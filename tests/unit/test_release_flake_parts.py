@@ -102,3 +102,11 @@ def test_hosts_that_do_not_build_are_told_with_the_ends_of_their_logs() -> None:
     failed = Built(system=System(host="web1", attribute="x"), path=None, seconds=1.0, tail="\n".join("abc"))
     text = str(UnbuiltHostsError(failed=(failed,), total=2))
     assert text == "1 of 2 hosts does not build (web1): nothing is released\nweb1:\n  a\n  b\n  c"
+
+
+def test_when_git_failed_its_reason_is_told() -> None:
+    error = said(
+        "fatal: unable to access 'https://x/': Could not resolve host: x\n"
+        "error: program 'git' failed with exit code 128\n(use '--show-trace' to show detailed location information)\n"
+    )
+    assert str(error).startswith("error: git: unable to access 'https://x/': Could not resolve host: x\n  while")

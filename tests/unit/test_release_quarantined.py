@@ -48,3 +48,8 @@ def test_the_refusal_names_rollout_host_closure_and_the_way_on() -> None:
 def test_of_very_many_the_first_are_shown_and_the_rest_counted() -> None:
     one = Quarantined(rollout="stable@abc", host=HostName("web1"), closure=SICK, by="web1", since="then")
     assert "  and 3 more" in str(QuarantinedError(found=(one,) * (SHOWN + 3))).splitlines()
+
+
+def test_a_control_plane_that_talks_without_end_is_cut_short() -> None:
+    rows = [{**row("stable", SICK, "x" * 1_000_000), "since": "y" * 1_000_000}]
+    assert len(str(QuarantinedError(found=quarantined_in(fleet(web1=SICK), rows)))) < 2000

@@ -12,12 +12,11 @@ import attrs
 import httpx
 import pytest
 
-from evidence.artifacts import BadSignatureError
 from nixfleet.errors import UnreadableFileError
 from nixfleet.release.due import due_at
 from nixfleet.release.pruning import Pruning, prunable
 from nixfleet.release.publish import publish_release, refresh_release
-from nixfleet.release.published import NothingPublishedError
+from nixfleet.release.published import NothingPublishedError, UnprovenError
 from nixfleet.release.target import AddressError, in_order
 from nixfleet.release.targets.choice import Access, BadCredentialsError, open_target
 from nixfleet.release.targets.directory import DirectoryTarget
@@ -98,12 +97,13 @@ WRONG: Final[Mapping[str, str]] = {
     "": "that is no address",
     "a\nb": "that is no address",
     "ftp://example.org/x": "there is no such kind of target",
-    "git+https://example.org/x": "that is no remote of git",
+    "git+https://example.org/x": "name the branch behind a #",
     "git+https://example.org/x#": "name the branch behind a #",
     "git+https://example.org/x#a..b": "makes no name of a branch",
     "git+https://example.org/x#-f": "makes no name of a branch",
     "git+https://example.org/x#a.lock": "makes no name of a branch",
     "git+http://example.org/x#main": "https, ssh, file only, not by http",
+    "git+#main": "that is no remote of git",
     "git+ext::sh -c x#main": "that is no remote of git",
     "git+--upload-pack=x#main": "that is no remote of git",
     "git+https://me:THE-SECRET@example.org/x#main": "a password does not belong into an address",
@@ -254,7 +254,7 @@ def test_what_does_not_verify_puts_nothing_off(tmp_path: Path) -> None:
     with pytest.raises(NothingPublishedError):
         due_at(target, slot(CI_KEY), NOW)
     publish_release(description(), OTHER_KEY, tmp_path, "abcd", NOW)
-    with pytest.raises(BadSignatureError):
+    with pytest.raises(UnprovenError):
         due_at(target, slot(CI_KEY), NOW)
 
 

@@ -79,13 +79,15 @@ def _git(address: str, access: Access) -> Target:
 
     _refuse_secrets(address, access, credentials=True)
     remote, _, branch = address.removeprefix("git+").rpartition("#")
+    if not remote and "#" not in address:
+        raise AddressError(address=address, problem="name the branch behind a #")
     if problem := remote_problem(remote, branch, access.token_file is not None):
         raise AddressError(address=address, problem=problem)
     # As git has it: without a scheme, what has a colon before the first slash is by ssh, anything else a path.
     if "://" not in remote and ":" not in remote.partition("/")[0]:
         remote = os.path.abspath(remote)
     token = _token(access) or None
-    return GitTarget(remote=remote, branch=branch, cache=_cache(access.environment), token=token)
+    return GitTarget(remote=remote, branch=branch, cache=own_directory(access.environment), token=token)
 
 
 def _token(access: Access) -> str:
@@ -94,8 +96,8 @@ def _token(access: Access) -> str:
     return read_token(access.token_file)
 
 
-def _cache(environment: Mapping[str, str]) -> Path:
-    """A directory for what could be fetched again; the service manager's, where there is one."""
+def own_directory(environment: Mapping[str, str]) -> Path:
+    """Where copies of branches are, and what was published from here; the service manager's, where there is one."""
     if given := environment.get("CACHE_DIRECTORY"):
         return Path(given.partition(":")[0]) / "releases"
     base = environment.get("XDG_CACHE_HOME") or "~/.cache"

@@ -13,6 +13,7 @@ import attrs
 from evidence.canonical import ARTIFACT_LIMIT
 from evidence.regular_files import read_start
 from nixfleet.release.staging import ROLLOUTS, SIGNATURE, finish_interrupted, locked, publish_files
+from nixfleet.release.target import is_manifest
 
 
 @attrs.frozen(kw_only=True)
@@ -46,7 +47,8 @@ class DirectoryTarget:
 
     def names(self) -> tuple[str, ...]:
         """As `Target.names`."""
-        return tuple(sorted(f"{ROLLOUTS}/{path.name}" for path in (self.root / ROLLOUTS).glob("*.json")))
+        found = (f"{ROLLOUTS}/{path.name}" for path in (self.root / ROLLOUTS).glob("*.json"))
+        return tuple(sorted(filter(is_manifest, found)))
 
     def publish(self, files: Mapping[str, bytes], *, remove: Sequence[str] = (), message: str) -> None:
         """As `Target.publish`; nobody reads a history here."""

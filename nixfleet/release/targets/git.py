@@ -27,8 +27,8 @@ import attrs
 
 from evidence.canonical import ARTIFACT_LIMIT
 from nixfleet.errors import NoDirectoryError
-from nixfleet.release.staging import ROLLOUTS, SIGNATURE, BusyError
-from nixfleet.release.target import MovedError, TargetError, in_order
+from nixfleet.release.staging import SIGNATURE, BusyError
+from nixfleet.release.target import MovedError, TargetError, in_order, is_manifest
 from nixfleet.update.worktree import environment_here
 
 NETWORK_S: Final = 300.0
@@ -87,15 +87,14 @@ class GitTarget:
         """As `Target.read`, of the branch as it was when it was last looked at."""
         if name not in self._known():
             return None
-        content = self._git("cat-file", "blob", f"{self._base}:{name}")
-        if len(content) > ARTIFACT_LIMIT:
+        there = f"{self._base}:{name}"
+        if int(self._text("cat-file", "-s", there)) > ARTIFACT_LIMIT:
             raise TargetError(where=self.where, problem=f"{name} has more than {ARTIFACT_LIMIT} bytes")
-        return content
+        return self._git("cat-file", "blob", there)
 
     def names(self) -> tuple[str, ...]:
         """As `Target.names`."""
-        below = f"{ROLLOUTS}/"
-        return tuple(sorted(name for name in self._known() if name.startswith(below) and name.endswith(".json")))
+        return tuple(sorted(filter(is_manifest, self._known())))
 
     def publish(self, files: Mapping[str, bytes], *, remove: Sequence[str] = (), message: str) -> None:
         """As `Target.publish`: one commit, which has no other changes than these."""

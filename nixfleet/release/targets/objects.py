@@ -17,6 +17,7 @@ A web server lists nothing, so `rollouts/index.json` has the names of the manife
 import base64
 import contextlib
 import json
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
@@ -26,18 +27,21 @@ import httpx
 
 from evidence.canonical import ARTIFACT_LIMIT
 from nixfleet.release.staging import FLEET, NONCES, REVOCATIONS, ROLLOUTS, SIGNATURE
-from nixfleet.release.target import ConflictError, TargetError, in_order
-from state_machine.values import is_rollout_id
+from nixfleet.release.target import ConflictError, TargetError, in_order, is_manifest
 
 PROMISE: Final = "publishing.json"
 INDEX: Final = f"{ROLLOUTS}/index.json"
 
 TIMEOUT: Final = httpx.Timeout(60.0, connect=15.0)
+ANSWER_S: Final = 300.0
+"""For a whole answer: a server that sends a byte now and then would keep a release for ever."""
 PAUSES_S: Final = (0.5, 2.0, 5.0)
 """Before the second, third and fourth attempt at a request that the server or the network failed at."""
 
 _PROMISE_LIMIT: Final = 16 * ARTIFACT_LIMIT
 _SAID_LIMIT: Final = 300
+_PAGE: Final = re.compile(r"<(!doctype )?html", re.IGNORECASE)
+"""How an answer begins that is for a browser: the status says the same."""
 _EMPTY: Final = b"{}\n"
 
 
@@ -96,6 +100,7 @@ class ObjectTarget:
     client: httpx.Client
     address_of: Callable[[str], str] = str
     pause: Callable[[float], object] = time.sleep
+    clock: Callable[[], float] = time.monotonic
     _seen: dict[str, Version | None] = attrs.field(factory=dict, init=False)
     """What was read since the target was held, and so what a file must still be when it is put."""
 
@@ -119,11 +124,11 @@ class ObjectTarget:
             listed = json.loads(content) if content is not None else []
         except (ValueError, RecursionError):
             listed = []
-        return tuple(sorted({name for name in listed if _is_manifest(name)} if isinstance(listed, list) else ()))
+        return tuple(sorted({name for name in listed if is_manifest(name)} if isinstance(listed, list) else ()))
 
     def publish(self, files: Mapping[str, bytes], *, remove: Sequence[str] = (), message: str) -> None:
         """As `Target.publish`; nobody reads a history here."""
-        known = {*self.names(), *filter(_is_manifest, files)}
+        known = {*self.names(), *filter(is_manifest, files)}
         promised = {**files, INDEX: _index(known)}
         written = {name: base64.b64encode(content).decode("ascii") for name, content in promised.items()}
         for name in promised:
@@ -263,20 +268,25 @@ class ObjectTarget:
     ) -> httpx.Response:
         # Another encoding would be another version, with a tag of its own; and a cache in between may be old.
         plain = {"Accept-Encoding": "identity", "Cache-Control": "no-cache", **headers}
+        until = self.clock() + ANSWER_S
         if content is not None:
             plain["Content-Type"] = "application/octet-stream"
         with self.client.stream(verb, url, content=content, headers=plain) as response:
             body = bytearray()
-            for chunk in response.iter_bytes():
+            # As it comes: unpacked, a few bytes may be gigabytes, and no packing was asked for.
+            for chunk in response.iter_raw():
                 body += chunk
                 if len(body) > limit:
                     break
+                if self.clock() > until:
+                    raise httpx.ReadTimeout(f"no whole answer within {ANSWER_S:g} s", request=response.request)
         answered = httpx.Headers({name: value for name, value in response.headers.items() if name == "etag"})
         return httpx.Response(response.status_code, headers=answered, content=bytes(body))
 
     def _refused(self, response: httpx.Response, verb: str, name: str) -> RefusedError:
         said = response.content[: 4 * _SAID_LIMIT].decode("utf-8", "replace")
         words = " ".join("".join(each if each.isprintable() else " " for each in said).split())[:_SAID_LIMIT]
+        words = "" if _PAGE.match(words) else words
         return RefusedError(where=self.where, verb=verb, name=name, status=response.status_code, said=words)
 
 
@@ -290,16 +300,10 @@ def _index(names: Iterable[str]) -> bytes:
     return (json.dumps(sorted(names), indent=1) + "\n").encode()
 
 
-def _is_manifest(name: object) -> bool:
-    if not isinstance(name, str) or not name.endswith(".json") or not name.startswith(f"{ROLLOUTS}/"):
-        return False
-    return is_rollout_id(name.removeprefix(f"{ROLLOUTS}/").removesuffix(".json"))
-
-
 def _is_ours(name: str) -> bool:
     """What a promise may speak of."""
     plain = name.removesuffix(SIGNATURE)
-    return plain in (FLEET, REVOCATIONS, NONCES) or name == INDEX or _is_manifest(plain)
+    return plain in (FLEET, REVOCATIONS, NONCES) or name == INDEX or is_manifest(plain)
 
 
 def _root_of(error: BaseException) -> str:
