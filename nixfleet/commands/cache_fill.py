@@ -48,13 +48,15 @@ class CacheFilling:
         """
         if self.cache is None:
             return
-        from nixfleet.release.fill import fill
+        from nixfleet.release.fill import fill, found_here
         from nixfleet.stoppable import run_stoppable
 
-        click.echo(f"copying to {self.cache}", err=True)
-        copied = run_stoppable(functools.partial(fill, closures, self.cache, self.signing_key_file))
+        here = found_here(closures)
+        if here:
+            click.echo(f"copying {len(here)} closures to {self.cache}", err=True)
+            run_stoppable(functools.partial(fill, here, self.cache, self.signing_key_file))
         if not silent:
-            print_line((Cell("copied", GOOD), f"{copied} closures to {self.cache}"))
+            print_line((Cell("copied", GOOD), f"{len(here)} closures to {self.cache}"))
 
 
 def cache_fill(command: Callable[..., Any]) -> Callable[..., Any]:

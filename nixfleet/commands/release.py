@@ -139,6 +139,7 @@ def release(
     for text in quarantine.look(plan.resolved.fleet):
         note(text)
     if not dry_run:
+        signer()  # as above: copying takes long too
         filling.fill(set(_closures(plan).values()), silent=as_json)
     checked = cache_checking.look(_closures(plan), trust_file)
     if checked is not None and not as_json:

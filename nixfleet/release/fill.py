@@ -13,23 +13,24 @@ COPY_S: Final = 6 * 3600.0
 _STORE: Final = "/nix/store"
 
 
-async def fill(closures: Collection[Closure], cache: str, signing_key_file: Path | None) -> int:
-    """Sign these closures, as far as they are in this machine's store, and copy them with all that they need.
+def found_here(closures: Collection[Closure]) -> list[str]:
+    """The paths of those that are in this machine's store.
 
     What is not here was not built here, and is nobody's to copy; whether a cache has it is for `cache_check` to say.
-    Returns how many were copied.
+    """
+    store = Path(os.environ.get("NIX_STORE_DIR") or _STORE)
+    return sorted({str(store / closure) for closure in closures if (store / closure).exists()})
+
+
+async def fill(here: Collection[str], cache: str, signing_key_file: Path | None) -> None:
+    """Sign these paths, at least one, and copy them with all that they need.
 
     Raises:
         FlakeError: nix would not.
     """
-    store = Path(os.environ.get("NIX_STORE_DIR") or _STORE)
-    here = sorted({str(store / closure) for closure in closures if (store / closure).exists()})
-    if not here:
-        return 0
     if signing_key_file is not None:
         await _nix("signing", "store", "sign", "--key-file", str(signing_key_file), "--recursive", *here)
     await _nix(f"copying to {cache}", "copy", "--to", cache, *here)
-    return len(here)
 
 
 async def _nix(what: str, *words: str) -> None:

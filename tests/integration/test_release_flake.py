@@ -86,6 +86,16 @@ def test_people_see_who_gets_what_before_it_is_published(lab: UpdateLab) -> None
     assert {"evaluating .#fleet", "web1: building"} <= set(ran.err.splitlines())
 
 
+def test_what_was_built_is_copied_to_a_cache_and_people_are_told_while_it_is(lab: UpdateLab) -> None:
+    cache = f"file://{lab.root}/cache"
+    ran = released(lab, "--copy-to", cache)
+    assert ran.status == 0, ran.err
+    assert f"copying 3 closures to {cache}" in ran.err.splitlines()
+    assert f"copied 3 closures to {cache}" in ran.out.splitlines()
+    copied = {path.stem for path in (lab.root / "cache").glob("*.narinfo")}
+    assert copied >= {host["closureHash"][:32] for host in fleet(lab)["hosts"].values()}
+
+
 def test_another_attribute_and_another_directory_can_be_named(lab: UpdateLab) -> None:
     flake = lab.fleet / "flake.nix"
     flake.write_text(flake.read_text().replace("      fleet =", "      nested.intent ="))
