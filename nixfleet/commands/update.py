@@ -143,9 +143,22 @@ def _with_places(instance: Instance) -> Instance:
         problems.append(f"`metrics-file` {metrics}: {why}")
     if inbox is not None and (why := _no_file(inbox, inbox if inbox.exists() else inbox.parent)):
         problems.append(f"`notify.inbox-org` {inbox}: {why}")
+    if instance.release is not None and (why := _no_release(instance.release.args)):
+        problems.append(f"`release.args`: {why}")
     if problems:
         raise InstanceError(where=instance.name, problems=tuple(problems))
     return instance
+
+
+def _no_release(args: Sequence[str]) -> str:
+    """What the command that follows would not understand, said before hours of builds."""
+    from nixfleet.commands.release import release
+
+    try:
+        release.make_context("release", ["--flake", ".", *args]).close()
+    except click.UsageError as error:
+        return error.format_message()
+    return ""
 
 
 def _no_file(path: Path, written: Path) -> str:

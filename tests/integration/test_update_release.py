@@ -98,6 +98,14 @@ def test_the_updater_itself_says_what_is_released(lab: UpdateLab) -> None:
     assert "`release.args` --flake: the updater itself says what is released" in ran.err
 
 
+def test_arguments_that_the_release_would_not_understand_are_told_before_anything_is_built(lab: UpdateLab) -> None:
+    lab.say("words", "two")
+    main = lab.main()
+    ran = lab.update(*instances(lab, releasing(lab, more=', "--relases-dir", "x"')))
+    assert (ran.status, lab.main()) == (2, main)
+    assert "`release.args`: No such option '--relases-dir'" in ran.err
+
+
 def test_a_table_of_releases_that_is_turned_off_is_none(lab: UpdateLab) -> None:
     lab.say("words", "two")
     ran = lab.update(*instances(lab, releasing(lab) + "enable = false\n"), "--json")
