@@ -68,3 +68,18 @@ class NoAnswerError(LinkError):
 
     def __str__(self) -> str:
         return f"no answer on {self.subject} within {self.within_s:g} s"
+
+
+@attrs.frozen(kw_only=True)
+class StrangeAnswerError(LinkError):
+    """The server, or somebody who speaks as if it were the server, answered what is no answer."""
+
+    url: str
+    subject: str
+    problem: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.url} answered strangely about {self.subject} ({self.problem[:200]}); see that this is a NATS "
+            "server with JetStream, and who may send to `$JS.API` and `_INBOX` there"
+        )

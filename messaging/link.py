@@ -35,7 +35,15 @@ from nats.js.errors import (
 from nats.js.kv import KeyValue
 from nats.protocol.parser import Parser
 
-from messaging.errors import LinkError, LostError, NoAnswerError, NobodyListensError, UnreachableError, UnwelcomeError
+from messaging.errors import (
+    LinkError,
+    LostError,
+    NoAnswerError,
+    NobodyListensError,
+    StrangeAnswerError,
+    UnreachableError,
+    UnwelcomeError,
+)
 from messaging.server import Server
 
 CONNECT_S: Final = 10.0
@@ -377,6 +385,10 @@ class Link:
             raise UnwelcomeError(url=self._server.url, said=_text(error)) from error
         except (nats.errors.Error, OSError) as error:
             raise LostError(url=self._server.url) from error
+        # What the library raises when it takes apart an answer that no server gives. Only calls of it are done here.
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            problem = f"{type(error).__name__}: {error}"
+            raise StrangeAnswerError(url=self._server.url, subject=subject, problem=problem) from error
 
     async def heard_of_trouble(self, error: Exception) -> None:
         """What the library tells beside: a connection that broke, a permission that lacks."""

@@ -18,9 +18,24 @@ from nixfleet_agent.activation.errors import CacheKeyError
 from state_machine.values import Closure
 
 _ADDRESS: Final = re.compile(r"[a-z][a-z0-9+.-]*://[^\s]+|/[^\0]+")
-_TO: Final = options.CheckedType(
-    "URL", lambda text: _ADDRESS.fullmatch(text) is not None, "an address that Nix copies to"
-)
+_PASSWORD: Final = re.compile(r"[^/]*//[^/?\s]*:[^/?\s]*@")
+
+
+class CopyTargetType(click.ParamType[str]):
+    """Where Nix copies to."""
+
+    name = "URL"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """The text itself, or a usage error."""
+        text = str(value)
+        if _PASSWORD.match(text):
+            self.fail(
+                "it has a password in it, for every list of processes to show: Nix has its netrc-file", param, ctx
+            )
+        if not _ADDRESS.fullmatch(text):
+            self.fail(f"{text[:80]!r} is no address that Nix copies to, such as file:///srv/cache", param, ctx)
+        return text
 
 
 @attrs.frozen(kw_only=True)
@@ -62,7 +77,9 @@ class CacheFilling:
 def cache_fill(command: Callable[..., Any]) -> Callable[..., Any]:
     """Add the options and hand them to the command as one `filling`."""
 
-    @click.option("--copy-to", type=_TO, help="Copy what was built to this cache first, as `nix copy --to` does.")
+    @click.option(
+        "--copy-to", type=CopyTargetType(), help="Copy what was built to this cache first, as `nix copy --to` does."
+    )
     @click.option("--cache-key-file", type=options.FILE, help="Sign it before, with the private key of that cache.")
     @functools.wraps(command)
     def with_filling(*args: Any, copy_to: str | None, cache_key_file: Path | None, **kwargs: Any) -> Any:

@@ -23,7 +23,11 @@ UPDATE_S: Final = 1800.0
 LIST_S: Final = 1800.0
 COMPARE_S: Final = 600.0
 LISTING: Final = "listing the systems of the flake"
-FEATURES: Final = ("--extra-experimental-features", "nix-command flakes")
+FEATURES: Final = (
+    *("--extra-experimental-features", "nix-command flakes"),
+    # A flake's own `nixConfig` decides nothing here, whatever the machine's nix.conf says of flakes in general.
+    *("--option", "accept-flake-config", "false"),
+)
 _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 
 LIST_SYSTEMS: Final = """flake: {

@@ -119,7 +119,7 @@ NONSENSE: Final[dict[str, Nonsense]] = {
     "closure": ("", "short", "../x", "/etc/passwd"),
     "closures": ("web1", "=", "web1=", "=x", "web1=short", "nobody=" + "0" * 32 + "-x"),
     "compare": ("", "main", "c0ffee", "../x", "-1", "x" * 40),
-    "copy_to": ("", "nowhere", "-x", "a b", "://x"),
+    "copy_to": ("", "nowhere", "-x", "a b", "://x", "https://user:THE-SECRET@x/y"),
     "commit": ("", "main", "../x", "xyz", "-1"),
     "config": Files(names=FILE),
     "control_plane_url": URLS,

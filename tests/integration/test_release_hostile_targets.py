@@ -1,4 +1,4 @@
-"""Whoever keeps a target is trusted with nothing: what a hostile or broken one can make of the program that publishes."""
+"""Whoever keeps a target is trusted with nothing: what a hostile or broken one can make of a publisher."""
 
 import gzip
 import http.server
