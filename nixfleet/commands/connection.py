@@ -1,7 +1,7 @@
 """The four settings that lead to a control plane, as options of every command that talks to one."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
@@ -47,13 +47,13 @@ def to_control_plane(command: Callable[..., None]) -> Callable[..., None]:
 def to_control_plane_if_any(command: Callable[..., Any]) -> Callable[..., Any]:
     """The same for a command that can do without: `endpoint` is None where the configuration file has not all four.
 
-    What is said in so many words, on the command line or by a variable, is asked for.
+    A flag asks for it, and so does the address alone wherever it is given; certificates may be set for other commands.
     """
 
     @functools.wraps(command)
     def with_endpoint(*args: Any, **kwargs: Any) -> Any:
         given = _taken(kwargs)
-        if not all(given.values()) and not any(_is_said(name) for name in given):
+        if not all(given.values()) and not _is_wanted(given):
             return command(*args, endpoint=None, **kwargs)
         return command(*args, endpoint=_needed(given), **kwargs)
 
@@ -70,11 +70,10 @@ def _taken(kwargs: dict[str, Any]) -> dict[str, Any]:
     return {name: kwargs.pop(name) for name in ("control_plane_url", "ca_cert", "client_cert", "client_key")}
 
 
-def _is_said(name: str) -> bool:
-    return click.get_current_context().get_parameter_source(name) in (
-        ParameterSource.COMMANDLINE,
-        ParameterSource.ENVIRONMENT,
-    )
+def _is_wanted(given: Mapping[str, Any]) -> bool:
+    source = click.get_current_context().get_parameter_source
+    asked = any(source(name) is ParameterSource.COMMANDLINE for name in given)
+    return asked or source("control_plane_url") is ParameterSource.ENVIRONMENT
 
 
 def _needed(given: dict[str, Any]) -> Endpoint:

@@ -30,7 +30,7 @@ def until_ended(certificate: Issued) -> None:
 def test_requests_go_on_over_the_end_of_the_old_certificate(tmp_path: Path) -> None:
     fleet = AgentFleet(tmp_path)
     with Liar(fleet) as liar:
-        agent, old = expiring(fleet, liar.url, left_s=3, metrics_port=0)
+        agent, old = expiring(fleet, liar.url, left_s=8, metrics_port=0)
         with agent.running():
             liar.until("a renewal", lambda: liar.count("renew"))
             agent.until("the new certificate", lambda: agent.certificate.read_text() != old.pem)
@@ -56,7 +56,7 @@ def test_the_real_control_plane_renews_short_lived_certificates(tmp_path: Path) 
     fleet = AgentFleet(tmp_path)
     fleet.publish("c0ffee")
     with fleet.start(agent_cert_validity_secs=60) as cp:
-        agent, old = expiring(fleet, cp.url, left_s=4)
+        agent, old = expiring(fleet, cp.url, left_s=10)
         with agent.running():
             agent.until("the new certificate", lambda: agent.certificate.read_text() != old.pem)
             until_ended(old)

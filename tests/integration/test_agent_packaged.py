@@ -17,7 +17,7 @@ import pytest
 from tests.agentlab import PATIENCE_S, Agent, AgentFleet
 
 ROOT = Path(__file__).parents[2]
-PACKAGES = ("control_plane", "evidence", "nixfleet", "nixfleet_agent", "state_machine", "wire")
+PACKAGES = ("control_plane", "evidence", "messaging", "nixfleet", "nixfleet_agent", "state_machine", "wire")
 INTERPRETER: str = getattr(sys, "_base_executable", sys.executable)
 """The one that the virtual environment was made from."""
 
