@@ -12,7 +12,7 @@ import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from typing import Any, Final, ParamSpec, TypeVar
+from typing import Any, Final
 
 import attrs
 import nats
@@ -22,17 +22,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import AuthorizationError, NoRespondersError, ProtocolError, StaleConnectionError
-from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, KeyValueConfig, RetentionPolicy, StreamConfig
-from nats.js.errors import (
-    APIError,
-    BadRequestError,
-    KeyNotFoundError,
-    KeyWrongLastSequenceError,
-    NotFoundError,
-    ServiceUnavailableError,
-)
-from nats.js.kv import KeyValue
+from nats.js.errors import APIError, BadRequestError, NotFoundError, ServiceUnavailableError
 from nats.protocol.parser import Parser
 
 from messaging.errors import (
@@ -44,6 +35,8 @@ from messaging.errors import (
     UnreachableError,
     UnwelcomeError,
 )
+from messaging.jetstream import ANSWER_S, Bucket, WorkQueue
+from messaging.loops import on_asyncio
 from messaging.server import Server
 
 CONNECT_S: Final = 10.0
@@ -56,7 +49,6 @@ WAITING_MAX: Final = 4096
 WAKING_MAX: Final = 64
 WAKING_BYTES_MAX: Final = 4 * 1024 * 1024
 """The same, of one whose messages only wake somebody, and in silence."""
-ANSWER_S: Final = 10
 CLOSE_S: Final = 5.0
 """How long saying goodbye may take; `HURRY_S` on a connection that is not to be made anew, which nobody waits for."""
 HURRY_S: Final = 1.0
@@ -65,8 +57,6 @@ TIDY_S: Final = 0.3
 JOB_MAX_AGE_S: Final = 7 * 86_400
 """A job that nobody took for so long is forgotten."""
 
-P = ParamSpec("P")
-T = TypeVar("T")
 log = logging.getLogger(__name__)
 # The library's own words about what is told here by errors.
 logging.getLogger("nats").setLevel(logging.CRITICAL)
@@ -80,114 +70,6 @@ class Message:
     data: bytes
     reply: str
     """Where whoever sent it waits for an answer; empty: nowhere."""
-
-
-@attrs.frozen
-class Delivery:
-    """A job of a work queue. It is whoever took it's until it is settled, while `working` is said often enough."""
-
-    _message: Msg
-    _trouble: Callable[[], "contextlib.AbstractContextManager[None]"]
-
-    @property
-    def data(self) -> bytes:
-        """What was put in."""
-        return self._message.data
-
-    @property
-    def tries(self) -> int:
-        """How often it was given to somebody, this time included."""
-        return self._message.metadata.num_delivered or 1
-
-    async def done(self) -> None:
-        """It is over, and nobody gets it again."""
-        await self._tell(self._message.ack)
-
-    async def again(self, after_s: float) -> None:
-        """Not here and now: somebody gets it again later."""
-        await self._tell(lambda: self._message.nak(delay=after_s))
-
-    async def working(self) -> None:
-        """It is being worked on: nobody else gets it for a while."""
-        await self._tell(self._message.in_progress)
-
-    async def _tell(self, what: Callable[[], Awaitable[None]]) -> None:
-        with self._trouble():
-            await _on_asyncio(what)
-
-
-@attrs.frozen
-class WorkQueue:
-    """Jobs that outlive those who ask and those who work; each is done by one of them."""
-
-    _link: "Link"
-    _stream: str
-    _durable: str
-    _subscription: JetStreamContext.PullSubscription | None
-
-    async def put(self, subject: str, data: bytes) -> None:
-        """Put a job in. When this returns, the server has it on its disk.
-
-        Raises:
-            LinkError: it has not, as far as is known here.
-        """
-        with self._link.trouble(subject):
-            await _on_asyncio(self._link.jetstream.publish, subject, data, timeout=ANSWER_S)
-
-    async def take(self, within_s: float) -> Delivery | None:
-        """The next job, or None when there was none in that time."""
-        assert self._subscription is not None, "this queue was opened to put jobs in"
-        try:
-            with self._link.trouble(self._stream):
-                [message] = await _on_asyncio(self._subscription.fetch, 1, timeout=within_s)
-        except NoAnswerError:
-            return None
-        return Delivery(message, lambda: self._link.trouble(self._stream))
-
-    async def leave(self) -> None:
-        """Take no more: a job that somebody gives back from now on goes to others."""
-        assert self._subscription is not None, "this queue was opened to put jobs in"
-        with self._link.trouble(self._stream):
-            await _on_asyncio(self._subscription.unsubscribe)
-            await self._link.flush()
-
-    async def depth(self) -> int:
-        """How many jobs nobody has taken."""
-        with self._link.trouble(self._stream):
-            info = await _on_asyncio(self._link.jetstream.consumer_info, self._stream, self._durable)
-        return info.num_pending or 0
-
-
-@attrs.frozen
-class Bucket:
-    """Small values by name, of which a writer can say what it believes is there."""
-
-    _link: "Link"
-    _values: KeyValue
-
-    async def get(self, key: str) -> tuple[bytes, int] | None:
-        """A value and its revision."""
-        with self._link.trouble(key):
-            try:
-                entry = await _on_asyncio(self._values.get, key)
-            except KeyNotFoundError:
-                return None
-        return entry.value or b"", entry.revision or 0
-
-    async def replace(self, key: str, value: bytes, revision: int) -> int | None:
-        """Write it when what is there has this revision, 0 for nothing. The new revision; None: it is another now."""
-        with self._link.trouble(key):
-            try:
-                if revision:
-                    return await _on_asyncio(self._values.update, key, value, last=revision)
-                return await _on_asyncio(self._values.create, key, value)
-            except KeyWrongLastSequenceError:
-                return None
-
-    async def put(self, key: str, value: bytes) -> None:
-        """Write it, whatever is there."""
-        with self._link.trouble(key):
-            await _on_asyncio(self._values.put, key, value)
 
 
 class _Bounded(Parser):
@@ -235,12 +117,12 @@ class Link:
     async def publish(self, subject: str, data: bytes) -> None:
         """Send it to whoever listens, which may be nobody."""
         with self.trouble(subject):
-            await _on_asyncio(self._client.publish, subject, data)
+            await on_asyncio(self._client.publish, subject, data)
             await self.flush()
 
     async def flush(self) -> None:
         """Wait until the server has all that was sent. Raises what the library does."""
-        await _on_asyncio(self._client.flush, timeout=ANSWER_S)
+        await on_asyncio(self._client.flush, timeout=ANSWER_S)
 
     async def request(self, subject: str, data: bytes, within_s: float = ANSWER_S) -> bytes:
         """Ask, and wait for an answer.
@@ -250,7 +132,7 @@ class Link:
             LinkError: the connection is in trouble.
         """
         with self.trouble(subject, within_s):
-            answer = await _on_asyncio(self._client.request, subject, data, timeout=within_s)
+            answer = await on_asyncio(self._client.request, subject, data, timeout=within_s)
         return answer.data
 
     @asynccontextmanager
@@ -267,14 +149,14 @@ class Link:
                 pass  # its reader has gone; the server is about to be told
 
         with self.trouble(subject):
-            subscription = await _on_asyncio(self._client.subscribe, subject, queue=queue, cb=take)
-            await _on_asyncio(self._client.flush, timeout=ANSWER_S)
+            subscription = await on_asyncio(self._client.subscribe, subject, queue=queue, cb=take)
+            await on_asyncio(self._client.flush, timeout=ANSWER_S)
         try:
             async with receive:
                 yield receive
         finally:
             with trio.move_on_after(CLOSE_S, shield=True), contextlib.suppress(nats.errors.Error):
-                await _on_asyncio(subscription.unsubscribe)
+                await on_asyncio(subscription.unsubscribe)
 
     @asynccontextmanager
     async def woken_by(self, subjects: Sequence[str]) -> AsyncIterator["trio.MemoryReceiveChannel[None]"]:
@@ -297,8 +179,8 @@ class Link:
         try:
             with self.trouble(", ".join(subjects)):
                 for subject in subjects:
-                    subscriptions.append(await _on_asyncio(self._wake_on, subject, wake))
-                await _on_asyncio(self._client.flush, timeout=ANSWER_S)
+                    subscriptions.append(await on_asyncio(self._wake_on, subject, wake))
+                await on_asyncio(self._client.flush, timeout=ANSWER_S)
             self.raise_complaint()
             async with receive:
                 yield receive
@@ -306,7 +188,7 @@ class Link:
             self._wakers.discard(send)
             with trio.move_on_after(self._close_s, shield=True), contextlib.suppress(nats.errors.Error):
                 for subscription in subscriptions:
-                    await _on_asyncio(subscription.unsubscribe)
+                    await on_asyncio(subscription.unsubscribe)
 
     async def _wake_on(self, subject: str, wake: Callable[[Msg], Awaitable[None]]) -> Subscription:
         # What one message does, many do: those that come faster than they are passed over may be dropped.
@@ -324,7 +206,7 @@ class Link:
         """
         try:
             with self.trouble("JetStream"):
-                await _on_asyncio(self.jetstream.account_info)
+                await on_asyncio(self.jetstream.account_info)
         except (NobodyListensError, _NotHereError):
             return False
         return True
@@ -342,26 +224,26 @@ class Link:
             if taking:
                 config = ConsumerConfig(ack_wait=patience_s, max_deliver=tries, max_ack_pending=10_000)
                 subscribe = self.jetstream.pull_subscribe
-                subscription = await _on_asyncio(subscribe, subjects, durable=taking, stream=stream, config=config)
+                subscription = await on_asyncio(subscribe, subjects, durable=taking, stream=stream, config=config)
         return WorkQueue(self, stream, taking, subscription)
 
     async def _made_stream(self, stream: str, subjects: str) -> None:
         try:
-            await _on_asyncio(self.jetstream.stream_info, stream)
+            await on_asyncio(self.jetstream.stream_info, stream)
         except NotFoundError:
             config = StreamConfig(
                 name=stream, subjects=[subjects], retention=RetentionPolicy.WORK_QUEUE, max_age=JOB_MAX_AGE_S
             )
-            await _on_asyncio(self.jetstream.add_stream, config)
+            await on_asyncio(self.jetstream.add_stream, config)
 
     async def bucket(self, name: str, ttl_s: float) -> Bucket:
         """A bucket whose values are forgotten after a time, made when it is not there."""
         with self.trouble(name):
             try:
-                values = await _on_asyncio(self.jetstream.key_value, name)
+                values = await on_asyncio(self.jetstream.key_value, name)
             except NotFoundError:
                 config = KeyValueConfig(bucket=name, ttl=ttl_s, history=1)
-                values = await _on_asyncio(self.jetstream.create_key_value, config)
+                values = await on_asyncio(self.jetstream.create_key_value, config)
         return Bucket(self, values)
 
     # Trouble
@@ -434,7 +316,7 @@ async def connected(server: Server, name: str, *, anew: bool = True) -> AsyncIte
                 yield link
             finally:
                 with trio.move_on_after(close_s, shield=True), contextlib.suppress(nats.errors.Error, OSError):
-                    await _on_asyncio(client.close)
+                    await on_asyncio(client.close)
 
 
 @contextmanager
@@ -463,7 +345,7 @@ async def _first(server: Server, client: Client, link: Link, options: dict[str, 
                 await link.heard_of_trouble(error)
 
         try:
-            await _on_asyncio(
+            await on_asyncio(
                 client.connect,
                 server.url,
                 error_cb=hear,
@@ -482,11 +364,6 @@ async def _first(server: Server, client: Client, link: Link, options: dict[str, 
     if isinstance(cause, AuthorizationError) or "authorization" in str(cause).lower():
         raise UnwelcomeError(url=server.url, said="it does not know who this is") from cause
     raise UnreachableError(url=server.url, cause=_text(cause)) from cause
-
-
-async def _on_asyncio(call: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-    result: T = await trio_asyncio.aio_as_trio(call)(*args, **kwargs)
-    return result
 
 
 def _text(error: Exception) -> str:

@@ -52,6 +52,8 @@ def note(text: str) -> None:
 
 def harmless(text: str) -> str:
     """A text that may quote a server, a build's log or a file name, without what would steer a terminal."""
+    if text.isprintable():
+        return text
     return "".join(each if each.isprintable() or each in "\n\t" else "\ufffd" for each in text)
 
 
@@ -104,4 +106,6 @@ def console() -> "Console":
 
 
 def _cell(value: Cell | str) -> Cell:
-    return value if isinstance(value, Cell) else Cell(value)
+    """What is shown may be a name that a host, a server or a file chose."""
+    cell = value if isinstance(value, Cell) else Cell(value)
+    return Cell(harmless(cell.text), cell.style)

@@ -16,7 +16,8 @@ import attrs
 import trio
 
 from messaging.errors import BadServerError, LinkError, NoAnswerError, NobodyListensError
-from messaging.link import Bucket, Link, Message, WorkQueue, connected
+from messaging.jetstream import Bucket, WorkQueue
+from messaging.link import Link, Message, connected
 from messaging.server import Server
 from nixfleet.builder.messages import (
     Cancel,

@@ -8,7 +8,8 @@ from typing import Final, Protocol
 
 import attrs
 
-from messaging.link import Bucket, Link
+from messaging.jetstream import Bucket
+from messaging.link import Link
 from nixfleet.builder.messages import MessageError, Progress, Subjects, decode_progress, encode
 
 KEPT_S: Final = 7 * 86_400

@@ -13,7 +13,8 @@ import attrs
 import trio
 
 from messaging.errors import LinkError
-from messaging.link import Delivery, Link, Message, WorkQueue
+from messaging.jetstream import Delivery, WorkQueue
+from messaging.link import Link, Message
 from nixfleet.builder.boards import open_bucket
 from nixfleet.builder.desk import BEATS, Desk, Job
 from nixfleet.builder.messages import MessageError, Request, decode_cancel, decode_request, encode

@@ -17,7 +17,8 @@ import attrs
 import pytest
 import trio
 
-from messaging.link import Delivery, Link, Message, WorkQueue, connected
+from messaging.jetstream import Delivery, WorkQueue
+from messaging.link import Link, Message, connected
 from messaging.server import Server
 from nixfleet.builder.messages import (
     Cancel,
