@@ -25,7 +25,7 @@ COMMANDS: Final = {
         where="nixfleet.commands.update:update", summary="Move a flake's inputs, build every host, merge what builds."
     ),
     "build": LazyCommand(
-        where="nixfleet.commands.build:build", summary="Ask builders for hosts' systems, and watch them being built."
+        where="nixfleet.commands.build:build", summary="Have builders build hosts, and watch them."
     ),
     "builder": LazyCommand(
         where="nixfleet.commands.builder:builder", summary="Build hosts for whoever asks over NATS."
