@@ -24,9 +24,7 @@ COMMANDS: Final = {
     "update": LazyCommand(
         where="nixfleet.commands.update:update", summary="Move a flake's inputs, build every host, merge what builds."
     ),
-    "build": LazyCommand(
-        where="nixfleet.commands.build:build", summary="Have builders build hosts, and watch them."
-    ),
+    "build": LazyCommand(where="nixfleet.commands.build:build", summary="Have builders build hosts, and watch them."),
     "builder": LazyCommand(
         where="nixfleet.commands.builder:builder", summary="Build hosts for whoever asks over NATS."
     ),
